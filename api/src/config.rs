@@ -1,0 +1,649 @@
+//! The configuration (`design/interface.md` section 3): what each key means, its default and its bounds.
+//!
+//! Parsed once, as a whole, into values that cannot be wrong; what a verb needs of them it gets as settings of the core
+//! or of a source. Layers and key names are `config/layers.rs`. Secrets are references until the moment of use.
+
+mod layers;
+mod secret;
+mod units;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use cdc_postgres::config::{PostgresSource, TableOptions};
+use cdc_postgres::connection::{ChannelBinding, ConnectionSettings, Secret, Tls};
+use lakehouse_core::commit::CONTROL_NAMESPACE;
+use lakehouse_core::pipeline::Limits;
+use lakehouse_core::planted::Planted;
+use lakehouse_core::schema::{PartitionBy, lake_name};
+use serde::Serialize;
+use std::time::Duration;
+
+use crate::failure::Failure;
+use crate::nearest::nearest;
+pub(crate) use layers::Sources;
+use layers::{Entry, Layers, Section, check_name};
+pub(crate) use secret::SecretReference;
+use units::Bytes;
+pub(crate) use units::Span;
+
+/// Pace of cuts when only the source's position moves (protocol C9).
+const IDLE_CUTS: Duration = Duration::from_secs(10);
+/// Parts of a pipeline's memory: a batch being collected, one being written, and two for the source and its decoding.
+const MEMORY_PARTS: usize = 4;
+
+/// A whole configuration, sound in itself. Printing it shows references to secrets, never secrets.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Config {
+    pub(crate) catalog: CatalogConfig,
+    pub(crate) pipelines: BTreeMap<String, PipelineConfig>,
+    pub(crate) maintenance: MaintenanceConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<ApiConfig>,
+}
+
+/// Which catalog, and what its clients need.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum CatalogConfig {
+    Sqlite {
+        path: PathBuf,
+        warehouse: String,
+    },
+    S3Tables {
+        table_bucket: Option<String>,
+        endpoints: Endpoints,
+    },
+    Rest {
+        uri: String,
+        warehouse: Option<String>,
+        credential: Option<SecretReference>,
+        sigv4: bool,
+        endpoints: Endpoints,
+    },
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Endpoints {
+    region: Option<String>,
+    endpoint: Option<String>,
+    s3_endpoint: Option<String>,
+}
+
+/// One pipeline: where its tables go, and how.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PipelineConfig {
+    pub(crate) namespace: String,
+    commit_interval_seconds: u64,
+    history: bool,
+    pub(crate) local_state: PathBuf,
+    memory: Bytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table_bucket: Option<String>,
+    #[serde(flatten)]
+    pub(crate) source: SourceConfig,
+    tables: BTreeMap<String, TableConfig>,
+}
+
+/// Which source, and what its connection needs.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SourceConfig {
+    Postgres(PostgresConfig),
+    Dynamodb(DynamodbConfig),
+}
+
+impl SourceConfig {
+    /// The word that scripts see.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Dynamodb(_) => "dynamodb",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PostgresConfig {
+    host: String,
+    port: u16,
+    database: String,
+    user: String,
+    password: Option<SecretReference>,
+    tls: TlsMode,
+    root_certificate: Option<PathBuf>,
+    channel_binding: Binding,
+    connect_timeout: Span,
+    slot: String,
+    publication: String,
+    tables: Vec<String>,
+    exclude: Vec<String>,
+    copy_workers: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum TlsMode {
+    VerifyFull,
+    VerifyCa,
+    Disable,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Binding {
+    Prefer,
+    Require,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct DynamodbConfig {
+    region: Option<String>,
+    endpoint: Option<String>,
+    tables: Vec<String>,
+}
+
+/// What the configuration says of one source table.
+#[derive(Clone, Debug, Serialize)]
+struct TableConfig {
+    name: Option<String>,
+    /// Checked; kept as it was written.
+    partition: Vec<String>,
+    key: Option<Vec<String>>,
+    history: Option<bool>,
+    time_as_string: bool,
+    columns: BTreeMap<String, ColumnConfig>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct ColumnConfig {
+    name: Option<String>,
+    #[serde(rename = "type")]
+    data_type: Option<String>,
+    policy: Option<Policy>,
+    key: Option<SecretReference>,
+}
+
+/// What happens to personal data before it is written anywhere.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Policy {
+    Drop,
+    Hash,
+    Mask,
+    Tokenise,
+    Encrypt,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct MaintenanceConfig {
+    owner: Owner,
+    /// Duties that another engine has than `owner`.
+    duties: BTreeMap<&'static str, Owner>,
+    every: Span,
+    tables: BTreeMap<String, Owner>,
+    /// The section is there: somebody counts on it.
+    #[serde(skip)]
+    pub(crate) configured: bool,
+}
+
+/// Which engine compacts and expires.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Owner {
+    #[serde(rename = "self")]
+    Ours,
+    S3Tables,
+    Spark,
+    None,
+}
+
+const OWNERS: [(&str, Owner); 4] =
+    [("self", Owner::Ours), ("s3-tables", Owner::S3Tables), ("spark", Owner::Spark), ("none", Owner::None)];
+
+/// Where HTTP would be served.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ApiConfig {
+    listen: SocketAddr,
+    metrics_listen: Option<SocketAddr>,
+    allow_anonymous: bool,
+    auth: Option<AuthConfig>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct AuthConfig {
+    issuer: Option<String>,
+    audience: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks everything. Nothing outside the file is looked at: no secret, no network.
+    ///
+    /// # Errors
+    /// Codes that begin with `CONFIG_`, all of them usage.
+    pub(crate) fn load(sources: &Sources<'_>) -> Result<Self, Failure> {
+        let layers = Layers::read(sources)?;
+        let root = layers.root();
+        let catalog = catalog(&root.section("catalog")?)?;
+        let mut pipelines = BTreeMap::new();
+        for (name, section) in root.sections("pipelines")? {
+            check_name(&name, || section.here())?;
+            pipelines.insert(name.clone(), pipeline(&name, &section)?);
+        }
+        let maintenance = maintenance(&root)?;
+        let api = if root.has("api") { Some(api(&root.section("api")?)?) } else { None };
+        root.finish()?;
+        one_worker_per_slot(&root, &pipelines)?;
+        Ok(Self { catalog, pipelines, maintenance, api })
+    }
+
+    /// A pipeline by name.
+    ///
+    /// # Errors
+    /// `PIPELINE_UNKNOWN`, with the nearest name.
+    pub(crate) fn pipeline(&self, name: &str) -> Result<&PipelineConfig, Failure> {
+        self.pipelines.get(name).ok_or_else(|| {
+            let remedy = match nearest(name, self.pipelines.keys().map(String::as_str)) {
+                Some(known) => format!("the nearest one is {known}; `lakehouse status` lists all"),
+                None => "add [pipelines.NAME] to the configuration".to_owned(),
+            };
+            Failure::usage("PIPELINE_UNKNOWN", name, "no such pipeline in the configuration", remedy)
+        })
+    }
+
+    /// The names in `wanted`, or all; at least one.
+    ///
+    /// # Errors
+    /// `PIPELINE_UNKNOWN`; `CONFIG_NO_PIPELINE` if there is none at all.
+    pub(crate) fn choose(&self, wanted: &[String]) -> Result<BTreeMap<&str, &PipelineConfig>, Failure> {
+        let mut chosen = BTreeMap::new();
+        for name in wanted {
+            self.pipeline(name)?;
+        }
+        let all = self.pipelines.iter().map(|(name, pipeline)| (name.as_str(), pipeline));
+        chosen.extend(all.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name)));
+        match chosen.is_empty() {
+            true => {
+                let remedy = "add [pipelines.NAME] with a source to the configuration";
+                Err(Failure::usage("CONFIG_NO_PIPELINE", "pipelines", "no pipeline is configured", remedy))
+            }
+            false => Ok(chosen),
+        }
+    }
+
+    /// The pipeline that is meant: the named one, or the only one.
+    ///
+    /// # Errors
+    /// As [`Config::choose`], and `PIPELINE_AMBIGUOUS`.
+    pub(crate) fn choose_one(&self, wanted: Option<&str>) -> Result<(&str, &PipelineConfig), Failure> {
+        let wanted: Vec<String> = wanted.into_iter().map(str::to_owned).collect();
+        let mut chosen = self.choose(&wanted)?;
+        match (chosen.pop_first(), chosen.is_empty()) {
+            (Some(one), true) => Ok(one),
+            _ => {
+                let names = self.pipelines.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let remedy = format!("name one of {names} with --pipeline");
+                Err(Failure::usage("PIPELINE_AMBIGUOUS", "--pipeline", "more than one pipeline is configured", remedy))
+            }
+        }
+    }
+}
+
+impl PipelineConfig {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            interval: Duration::from_secs(self.commit_interval_seconds),
+            bytes: self.memory() / MEMORY_PARTS,
+            idle_interval: IDLE_CUTS,
+            planted: Planted::none(),
+        }
+    }
+
+    fn memory(&self) -> usize {
+        usize::try_from(self.memory.0).unwrap_or(usize::MAX)
+    }
+
+    /// The source with its password as it stands now.
+    ///
+    /// # Errors
+    /// `NOT_YET`, `SECRET_UNREADABLE`, `SECRET_UNSUPPORTED`.
+    pub(crate) fn postgres_source(&self, name: &str) -> Result<PostgresSource, Failure> {
+        let SourceConfig::Postgres(postgres) = &self.source else {
+            let remedy = "leave the pipeline out with --pipeline, or remove it from the configuration";
+            return Err(Failure::not_yet(name, "this release does not replicate DynamoDB", remedy));
+        };
+        Ok(PostgresSource {
+            pipeline: name.to_owned(),
+            namespace: self.namespace.clone(),
+            connection: postgres.connection()?,
+            slot: postgres.slot.clone(),
+            publication: postgres.publication.clone(),
+            tables: postgres.tables.clone(),
+            exclude: postgres.exclude.clone(),
+            options: self.table_options()?,
+            history: self.history,
+            copy_workers: usize::try_from(postgres.copy_workers).unwrap_or(1),
+            memory: self.memory(),
+        })
+    }
+
+    fn table_options(&self) -> Result<BTreeMap<String, TableOptions>, Failure> {
+        let options = self.tables.iter().map(|(name, table)| Ok((name.clone(), table.options(name)?)));
+        options.collect()
+    }
+}
+
+impl PostgresConfig {
+    fn connection(&self) -> Result<ConnectionSettings, Failure> {
+        let password = match &self.password {
+            Some(reference) => {
+                reference.read().map_err(|problem| Failure { exit: crate::failure::Exit::Usage, problem })?
+            }
+            // Trust and peer authentication ask for none.
+            None => Secret::new(String::new()),
+        };
+        let root = self.root_certificate.clone();
+        Ok(ConnectionSettings {
+            port: self.port,
+            tls: match self.tls {
+                TlsMode::VerifyFull => Tls::VerifyFull { root },
+                TlsMode::VerifyCa => Tls::VerifyCa { root },
+                TlsMode::Disable => Tls::Disable,
+            },
+            channel_binding: match self.channel_binding {
+                Binding::Prefer => ChannelBinding::Prefer,
+                Binding::Require => ChannelBinding::Require,
+            },
+            connect_timeout: self.connect_timeout.0,
+            ..ConnectionSettings::new(&self.host, &self.database, &self.user, password)
+        })
+    }
+}
+
+impl TableConfig {
+    fn options(&self, table: &str) -> Result<TableOptions, Failure> {
+        let mut column_names = BTreeMap::new();
+        for (column, config) in &self.columns {
+            if config.policy.is_some() {
+                // Going on without it would write what was to be hidden.
+                let message = "this release does not apply column policies";
+                let remedy = "exclude the table, or leave the column out of the publication";
+                return Err(Failure::not_yet(format!("{table}.{column}"), message, remedy));
+            }
+            column_names.extend(config.name.clone().map(|name| (column.clone(), name)));
+        }
+        let partition: Result<Vec<PartitionBy>, _> = self.partition.iter().map(|text| text.parse()).collect();
+        Ok(TableOptions {
+            name: self.name.clone(),
+            partition: partition?,
+            history: self.history,
+            key: self.key.clone(),
+            time_as_string: self.time_as_string,
+            column_names,
+        })
+    }
+}
+
+fn catalog(section: &Section<'_>) -> Result<CatalogConfig, Failure> {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Sqlite,
+        S3Tables,
+        Rest,
+    }
+    let kinds = [("sqlite", Kind::Sqlite), ("s3-tables", Kind::S3Tables), ("rest", Kind::Rest)];
+    let kind = section.word("kind", &kinds)?.unwrap_or(Kind::Sqlite);
+    let path = section.path("path")?;
+    let warehouse = section.text("warehouse")?;
+    let table_bucket = section.text("table_bucket")?;
+    let uri = section.text("uri")?;
+    let credential = section.secret("credential")?;
+    let sigv4 = section.boolean("sigv4")?.unwrap_or(false);
+    let endpoints = Endpoints {
+        region: section.text("region")?,
+        endpoint: section.text("endpoint")?,
+        s3_endpoint: section.text("s3_endpoint")?,
+    };
+    section.finish()?;
+    Ok(match kind {
+        Kind::Sqlite => {
+            let warehouse = warehouse.unwrap_or_else(|| "lake/warehouse".to_owned());
+            CatalogConfig::Sqlite {
+                path: path.unwrap_or_else(|| section.resolved("lake/catalog.db")),
+                warehouse: match warehouse.contains(':') {
+                    true => warehouse,
+                    false => section.resolved(&warehouse).display().to_string(),
+                },
+            }
+        }
+        Kind::S3Tables => CatalogConfig::S3Tables { table_bucket, endpoints },
+        Kind::Rest => {
+            let uri = uri.ok_or_else(|| section.missing("uri"))?;
+            CatalogConfig::Rest { uri, warehouse, credential, sigv4, endpoints }
+        }
+    })
+}
+
+fn pipeline(name: &str, section: &Section<'_>) -> Result<PipelineConfig, Failure> {
+    let namespace = section.name("namespace")?;
+    let commit_interval_seconds = section.number_within("commit_interval_seconds", 1, 600)?.unwrap_or(5);
+    let history = section.boolean("history")?.unwrap_or(true);
+    let local_state = section.path("local_state")?.unwrap_or_else(|| section.resolved("state"));
+    let memory = section.parsed("memory")?.unwrap_or(Bytes(512 << 20));
+    let table_bucket = section.text("table_bucket")?;
+    let source = match (section.has("postgres"), section.has("dynamodb")) {
+        (true, false) => Some(SourceConfig::Postgres(postgres(name, &section.section("postgres")?)?)),
+        (false, true) => Some(SourceConfig::Dynamodb(dynamodb(&section.section("dynamodb")?)?)),
+        _ => None,
+    };
+    let tables = section.sections("tables")?;
+    section.finish()?;
+    let Some(source) = source else {
+        let remedy = "give it exactly one of [pipelines.NAME.postgres] and [pipelines.NAME.dynamodb]";
+        return Err(section.invalid("postgres", "the pipeline has no source, or more than one", remedy));
+    };
+    let namespace = namespace.unwrap_or_else(|| name.to_owned());
+    if namespace == CONTROL_NAMESPACE {
+        let remedy = "choose another namespace";
+        return Err(section.invalid("namespace", "this namespace is kept for control tables", remedy));
+    }
+    if memory.0 < 16 << 20 {
+        return Err(section.invalid("memory", format!("{memory} is too little to work with"), "allow 16MiB or more"));
+    }
+    let tables = tables.into_iter().map(|(name, section)| Ok((name.clone(), table(&source, &section)?)));
+    let tables = tables.collect::<Result<_, Failure>>()?;
+    Ok(PipelineConfig {
+        namespace,
+        commit_interval_seconds,
+        history,
+        local_state,
+        memory,
+        table_bucket,
+        source,
+        tables,
+    })
+}
+
+fn postgres(pipeline: &str, section: &Section<'_>) -> Result<PostgresConfig, Failure> {
+    let host = section.text("host")?;
+    let port = section.number_within("port", 1, 65_535)?.unwrap_or(5_432);
+    let database = section.text("database")?;
+    let user = section.text("user")?;
+    let password = section.secret("password")?;
+    let modes = [("verify-full", TlsMode::VerifyFull), ("verify-ca", TlsMode::VerifyCa), ("disable", TlsMode::Disable)];
+    let tls = section.word("tls", &modes)?.unwrap_or(TlsMode::VerifyFull);
+    let root_certificate = section.path("root_certificate")?;
+    let bindings = [("prefer", Binding::Prefer), ("require", Binding::Require)];
+    let channel_binding = section.word("channel_binding", &bindings)?.unwrap_or(Binding::Prefer);
+    let connect_timeout = section.parsed("connect_timeout")?.unwrap_or(Span(Duration::from_secs(10)));
+    let slot = section.name("slot")?;
+    let publication = section.text("publication")?;
+    let tables = section.list("tables")?.unwrap_or_else(|| vec!["public.*".to_owned()]);
+    let exclude = section.list("exclude")?.unwrap_or_default();
+    let copy_workers = section.number_within("copy_workers", 1, 64)?.unwrap_or(4);
+    section.finish()?;
+
+    for (key, patterns) in [("tables", &tables), ("exclude", &exclude)] {
+        if let Some(wrong) = patterns.iter().find(|pattern| !pattern.contains('.')) {
+            let message = format!("{wrong:?} names no schema");
+            return Err(section.invalid(key, message, "write schema.table; * stands for any run of characters"));
+        }
+    }
+    let own_name = |key: &'static str| {
+        let name = format!("lakehouse_{pipeline}");
+        check_name(&name, || section.subject(key)).map(|()| name)
+    };
+    Ok(PostgresConfig {
+        host: host.ok_or_else(|| section.missing("host"))?,
+        port: u16::try_from(port).expect("checked to be a port"),
+        database: database.ok_or_else(|| section.missing("database"))?,
+        user: user.ok_or_else(|| section.missing("user"))?,
+        password,
+        tls,
+        root_certificate,
+        channel_binding,
+        connect_timeout,
+        slot: slot.map_or_else(|| own_name("slot"), Ok)?,
+        publication: publication.map_or_else(|| own_name("publication"), Ok)?,
+        tables,
+        exclude,
+        copy_workers,
+    })
+}
+
+fn dynamodb(section: &Section<'_>) -> Result<DynamodbConfig, Failure> {
+    let region = section.text("region")?;
+    let endpoint = section.text("endpoint")?;
+    let tables = section.list("tables")?;
+    section.finish()?;
+    Ok(DynamodbConfig { region, endpoint, tables: tables.ok_or_else(|| section.missing("tables"))? })
+}
+
+fn table(source: &SourceConfig, section: &Section<'_>) -> Result<TableConfig, Failure> {
+    let name = section.name("name")?;
+    let partition = section.list("partition")?.unwrap_or_default();
+    let key = section.list("key")?;
+    let history = section.boolean("history")?;
+    let time_as_string = section.boolean("time_as_string")?.unwrap_or(false);
+    let columns = section.entries("columns")?;
+    section.finish()?;
+    for field in &partition {
+        field.parse::<PartitionBy>().map_err(|problem| {
+            let mut failure = section.invalid("partition", format!("{}: {field:?}", problem.message), problem.remedy);
+            failure.problem.code = problem.code;
+            failure
+        })?;
+    }
+    if key.as_ref().is_some_and(Vec::is_empty) {
+        return Err(section.invalid("key", "a key without columns", "name the key's columns, or remove it"));
+    }
+    let columns = columns.into_iter().map(|(name, entry)| Ok((name, column(source, section, entry)?)));
+    let columns = columns.collect::<Result<_, Failure>>()?;
+    Ok(TableConfig { name, partition, key, history, time_as_string, columns })
+}
+
+fn column(source: &SourceConfig, table: &Section<'_>, entry: Entry<'_>) -> Result<ColumnConfig, Failure> {
+    let column = match entry {
+        Entry::Text(data_type) => ColumnConfig { data_type: Some(data_type), ..ColumnConfig::default() },
+        Entry::Section(section) => {
+            let policies = [
+                ("drop", Policy::Drop),
+                ("hash", Policy::Hash),
+                ("mask", Policy::Mask),
+                ("tokenise", Policy::Tokenise),
+                ("encrypt", Policy::Encrypt),
+            ];
+            let column = ColumnConfig {
+                name: section.text("name")?,
+                data_type: section.text("type")?,
+                policy: section.word("policy", &policies)?,
+                key: section.secret("key")?,
+            };
+            section.finish()?;
+            if let Some(name) = &column.name
+                && lake_name(name) != *name
+            {
+                return Err(section.invalid("name", format!("{name:?} is not a valid name"), "use a-z, 0-9 and _"));
+            }
+            column
+        }
+    };
+    match (source, &column.data_type) {
+        (SourceConfig::Postgres(_), Some(_)) => {
+            let remedy = "remove it: a PostgreSQL column brings its type along";
+            Err(table.invalid("columns", "types are for DynamoDB only", remedy))
+        }
+        _ => Ok(column),
+    }
+}
+
+fn maintenance(root: &Section<'_>) -> Result<MaintenanceConfig, Failure> {
+    const DUTIES: [&str; 3] = ["compact", "expire", "clean"];
+    let configured = root.has("maintenance");
+    let section = root.section("maintenance")?;
+    let mut duties = BTreeMap::new();
+    let owner = match section.section("owner") {
+        // Per duty.
+        Ok(per_duty) if section.has("owner") => {
+            for duty in DUTIES {
+                duties.extend(per_duty.word(duty, &OWNERS)?.map(|owner| (duty, owner)));
+            }
+            per_duty.finish()?;
+            None
+        }
+        _ => section.word("owner", &OWNERS)?,
+    };
+    let every = section.parsed("every")?.unwrap_or(Span(Duration::from_secs(60)));
+    let mut tables = BTreeMap::new();
+    for (name, table) in section.sections("tables")? {
+        tables.extend(table.word("owner", &OWNERS)?.map(|owner| (name, owner)));
+        table.finish()?;
+    }
+    section.finish()?;
+    if every.0.is_zero() {
+        return Err(section.invalid("every", "no time between runs", "choose 1s or more"));
+    }
+    Ok(MaintenanceConfig { owner: owner.unwrap_or(Owner::Ours), duties, every, tables, configured })
+}
+
+fn api(section: &Section<'_>) -> Result<ApiConfig, Failure> {
+    let listen: SocketAddr = section.parsed("listen")?.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8_080)));
+    let metrics_listen = section.parsed("metrics_listen")?;
+    let allow_anonymous = section.boolean("allow_anonymous")?.unwrap_or(false);
+    let auth = match section.has("auth") {
+        false => None,
+        true => {
+            let auth = section.section("auth")?;
+            let config = AuthConfig { issuer: auth.text("issuer")?, audience: auth.text("audience")? };
+            auth.finish()?;
+            Some(config)
+        }
+    };
+    section.finish()?;
+    if allow_anonymous && !listen.ip().is_loopback() {
+        let remedy = "listen on a loopback address, or configure [api.auth]";
+        return Err(section.invalid("allow_anonymous", "anonymous access beyond this machine", remedy));
+    }
+    Ok(ApiConfig { listen, metrics_listen, allow_anonymous, auth })
+}
+
+/// A replication slot has one reader; two pipelines on one would take its changes from each other.
+fn one_worker_per_slot(root: &Section<'_>, pipelines: &BTreeMap<String, PipelineConfig>) -> Result<(), Failure> {
+    let mut slots: BTreeMap<(&str, u16, &str), &str> = BTreeMap::new();
+    for (name, pipeline) in pipelines {
+        let SourceConfig::Postgres(postgres) = &pipeline.source else {
+            continue;
+        };
+        let slot = (postgres.host.as_str(), postgres.port, postgres.slot.as_str());
+        if let Some(other) = slots.insert(slot, name) {
+            let message = format!("pipelines {other} and {name} use the same slot of the same server");
+            let remedy = "give each pipeline a slot of its own";
+            return Err(Failure::usage("CONFIG_SLOT_SHARED", root.subject("pipelines"), message, remedy));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

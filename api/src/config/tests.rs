@@ -1,0 +1,351 @@
+//! The configuration as files, variables and flags make it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const CANARY: &str = "canary-4f1d";
+
+const APP: &str = r#"
+    [pipelines.app.postgres]
+    host = "db.internal"
+    database = "fuji"
+    user = "lakehouse"
+"#;
+
+struct Case {
+    folder: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+    flags: Vec<String>,
+}
+
+impl Case {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("lakehouse.toml"), text).unwrap();
+        Self { folder, environment: Vec::new(), flags: Vec::new() }
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    fn load(&self) -> Result<Config, Failure> {
+        let file = self.folder.path().join("lakehouse.toml");
+        Config::load(&Sources { file: &file, environment: &self.environment, flags: &self.flags })
+    }
+
+    /// The whole configuration as `validate` shows it.
+    fn shown(&self) -> Value {
+        serde_json::to_value(self.load().unwrap()).unwrap()
+    }
+
+    fn refused(&self) -> (String, String) {
+        let failure = self.load().unwrap_err();
+        assert_eq!(failure.exit, crate::failure::Exit::Usage);
+        let problem = failure.problem;
+        let all = format!("{} {} {} {}", problem.code, problem.subject, problem.message, problem.remedy);
+        assert!(!all.contains(CANARY), "{all}");
+        (problem.code.to_owned(), all)
+    }
+}
+
+/// The code, and every text that must be in the error.
+fn check(text: &str, code: &str, parts: &[&str]) {
+    let (found, all) = Case::new(text).refused();
+    assert_eq!(found, code, "{all}");
+    parts.iter().for_each(|part| assert!(all.contains(part), "{part} is not in {all}"));
+}
+
+fn app(more: &str) -> String {
+    format!("{APP}\n{more}")
+}
+
+#[test]
+fn the_example_of_the_interface_is_understood() {
+    let text = r#"
+        [catalog]
+        kind = "sqlite"
+        path = "lake/catalog.db"
+        warehouse = "lake/warehouse"
+        [pipelines.payments]
+        namespace = "payments"
+        commit_interval_seconds = 5
+        history = true
+        local_state = "state"
+        memory = "512MiB"
+        [pipelines.payments.postgres]
+        host = "db.internal"
+        port = 5432
+        database = "fuji"
+        user = "lakehouse"
+        password = { env = "PAYMENTS_PASSWORD" }
+        tls = "verify-full"
+        root_certificate = "rds-ca.pem"
+        slot = "lakehouse_payments"
+        publication = "lakehouse_payments"
+        tables = ["public.*"]
+        exclude = ["public.secret"]
+        [pipelines.payments.tables."public.payments"]
+        partition = ["day(paid_at)", "bucket(16, customer_id)"]
+        key = ["id"]
+        history = false
+        name = "pay"
+        columns.card_no = { policy = "hash", key = { env = "CARD_KEY" } }
+        [pipelines.app.dynamodb]
+        region = "ap-northeast-1"
+        tables = ["profiles", "reservations"]
+        endpoint = "http://127.0.0.1:8000"
+        [pipelines.app.tables."profiles"]
+        columns = { user_id = "string", level = "long", updated_at = "timestamptz" }
+        key = ["user_id"]
+        [maintenance]
+        owner = "self"
+        every = "60s"
+        [api]
+        listen = "127.0.0.1:8080"
+        metrics_listen = "127.0.0.1:9100"
+    "#;
+    let case = Case::new(text);
+    let shown = case.shown();
+    let folder = case.folder.path();
+    assert_eq!(shown["catalog"]["path"], json!(folder.join("lake/catalog.db")));
+    assert_eq!(shown["catalog"]["warehouse"], json!(folder.join("lake/warehouse")));
+    assert_eq!(shown["pipelines"]["payments"]["postgres"]["root_certificate"], json!(folder.join("rds-ca.pem")));
+    assert_eq!(shown["pipelines"]["payments"]["postgres"]["password"], json!({"env": "PAYMENTS_PASSWORD"}));
+    assert_eq!(shown["pipelines"]["app"]["namespace"], "app");
+    let config = case.load().unwrap();
+    let unsupported = |name: &str| config.pipelines[name].postgres_source(name).unwrap_err().problem.code;
+    assert_eq!(unsupported("app"), "NOT_YET");
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let case = Case::new(APP);
+    let shown = case.shown();
+    let postgres = &shown["pipelines"]["app"]["postgres"];
+    assert_eq!(shown["catalog"]["kind"], "sqlite");
+    assert_eq!(shown["pipelines"]["app"]["memory"], "512MiB");
+    assert_eq!(shown["pipelines"]["app"]["local_state"], json!(case.folder.path().join("state")));
+    assert_eq!((&postgres["port"], &postgres["tls"]), (&json!(5432), &json!("verify-full")));
+    assert_eq!((&postgres["slot"], &postgres["publication"]), (&json!("lakehouse_app"), &json!("lakehouse_app")));
+    assert_eq!(postgres["tables"], json!(["public.*"]));
+    let source = case.load().unwrap().pipelines["app"].postgres_source("app").unwrap();
+    assert_eq!((source.namespace.as_str(), source.copy_workers, source.memory), ("app", 4, 512 << 20));
+    assert_eq!(source.connection.password.expose(), "");
+}
+
+#[test]
+fn a_table_says_how_it_is_kept() {
+    let text = app(r#"
+        [pipelines.app.tables."public.Orders"]
+        name = "orders_all"
+        partition = ["day(at)", "country"]
+        key = ["Id"]
+        history = false
+        time_as_string = true
+        columns."Total €" = { name = "total" }
+    "#);
+    let source = Case::new(&text).load().unwrap().pipelines["app"].postgres_source("app").unwrap();
+    let options = &source.options["public.Orders"];
+    assert_eq!(
+        (options.name.as_deref(), options.history, options.time_as_string),
+        (Some("orders_all"), Some(false), true)
+    );
+    assert_eq!((options.partition.len(), options.key.clone()), (2, Some(vec!["Id".to_owned()])));
+    assert_eq!(options.column_names["Total €"], "total");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_file_path_and_the_nearest_key() {
+    let unknown = "CONFIG_UNKNOWN_KEY";
+    check(&app("hots = \"x\""), unknown, &["lakehouse.toml: pipelines.app.postgres.hots", "known key is host"]);
+    check("[catalog]\nwarehose = \"x\"", unknown, &["catalog.warehose", "warehouse"]);
+    check("[pipline.app]", unknown, &[": pipline", "pipelines"]);
+    check(
+        &app("[pipelines.app.tables.\"public.t\"]\npartitions = []"),
+        unknown,
+        &["pipelines.app.tables.\"public.t\".partitions", "partition"],
+    );
+    check("[maintenance]\nevry = \"1s\"", unknown, &["maintenance.evry", "every"]);
+    check("[api]\nlisten_metrics = \"x\"", unknown, &["api.listen_metrics", "listen"]);
+    check(&app("password = { environment = \"X\" }"), unknown, &["postgres.password.environment", "env"]);
+    // An unknown key comes before a missing one: it is often the missing one, mistyped.
+    check("[pipelines.app.postgres]\nhst = \"x\"", unknown, &["host"]);
+}
+
+#[test]
+fn values_are_checked() {
+    let value = "CONFIG_VALUE";
+    let pipeline = |text: &str| format!("[pipelines.app]\n{text}\n{APP}");
+    check(&pipeline("commit_interval_seconds = 0"), value, &["commit_interval_seconds", "1 to 600"]);
+    check(&pipeline("commit_interval_seconds = \"5\""), value, &["a whole number"]);
+    check(&pipeline("memory = \"512MB\""), value, &["memory", "MiB"]);
+    check(&pipeline("memory = \"1MiB\""), value, &["memory"]);
+    check(&pipeline("history = 1"), value, &["true or false"]);
+    check(&pipeline("namespace = \"lakehouse_control\""), value, &["namespace"]);
+    check(&app("port = 70000"), value, &["postgres.port"]);
+    check(&app("tls = \"require\""), value, &["require", "verify-full, verify-ca, disable"]);
+    check(&app("tables = [\"orders\"]"), value, &["orders", "schema.table"]);
+    check(&app("connect_timeout = \"10\""), value, &["connect_timeout", "such as 60s"]);
+    check("[maintenance]\nowner = \"glue\"", value, &["maintenance.owner", "s3-tables"]);
+    check("[api]\nlisten = \"8080\"", value, &["api.listen"]);
+    check("[api]\nlisten = \"0.0.0.0:80\"\nallow_anonymous = true", value, &["allow_anonymous"]);
+    check("[pipelines.app]\nnamespace = \"a\"", value, &["no source"]);
+    check("catalog = 1", value, &["a section"]);
+    let partition = app("[pipelines.app.tables.\"public.t\"]\npartition = [\"week(a)\"]");
+    check(&partition, "CONFIG_PARTITION", &["week(a)", "bucket(N, c)"]);
+    for name in ["Pay", "a-b", "", &"x".repeat(64)] {
+        check(&pipeline(&format!("namespace = {name:?}")), "CONFIG_NAME", &["pipelines.app.namespace"]);
+        check(&app(&format!("slot = {name:?}")), "CONFIG_NAME", &["postgres.slot"]);
+        check(&APP.replace("app", &format!("{name:?}")), "CONFIG_NAME", &["pipelines."]);
+    }
+    check("[pipelines.app.postgres]\nhost = \"x\"", "CONFIG_MISSING_KEY", &["postgres.database"]);
+    check("[catalog]\nkind = \"rest\"", "CONFIG_MISSING_KEY", &["catalog.uri"]);
+    let shared = format!("{APP}slot = \"s\"\n{}slot = \"s\"", APP.replace("app", "other"));
+    check(&shared, "CONFIG_SLOT_SHARED", &["app", "other"]);
+}
+
+#[test]
+fn what_is_not_toml_is_named_by_line_without_showing_it() {
+    check(&format!("[catalog]\npath = {CANARY}"), "CONFIG_SYNTAX", &["line 2"]);
+    let missing = Case::new("");
+    fs::remove_file(missing.folder.path().join("lakehouse.toml")).unwrap();
+    assert_eq!(missing.refused().0, "CONFIG_FILE");
+}
+
+#[test]
+fn a_secret_in_the_configuration_is_refused_and_not_shown() {
+    check(&app(&format!("password = {CANARY:?}")), "CONFIG_SECRET_INLINE", &["postgres.password", "env"]);
+    let table = app(&format!("[pipelines.app.tables.\"public.t\"]\ncolumns.c = {{ key = {CANARY:?} }}"));
+    check(&table, "CONFIG_SECRET_INLINE", &["columns.c.key"]);
+    let rest = format!("[catalog]\nkind = \"rest\"\nuri = \"x\"\ncredential = {CANARY:?}");
+    check(&rest, "CONFIG_SECRET_INLINE", &["catalog.credential"]);
+    check(&app(&format!("passwort = {CANARY:?}")), "CONFIG_UNKNOWN_KEY", &["password"]);
+    check(&app("password = { env = \"A\", file = \"b\" }"), "CONFIG_VALUE", &["not exactly one"]);
+    check(&app("password = {}"), "CONFIG_VALUE", &["not exactly one"]);
+    let variable = Case::new(APP).variable("LAKEHOUSE__PIPELINES__APP__POSTGRES__PASSWORD", CANARY);
+    let (code, all) = variable.refused();
+    assert_eq!(code, "CONFIG_SECRET_INLINE");
+    assert!(all.contains("environment variable LAKEHOUSE__PIPELINES__APP__POSTGRES__PASSWORD"), "{all}");
+    let flag = Case::new(APP).flag(&format!("pipelines.app.postgres.password={CANARY}"));
+    assert_eq!(flag.refused().0, "CONFIG_SECRET_INLINE");
+}
+
+#[test]
+fn a_secret_is_read_at_use_and_never_printed() {
+    let case = Case::new(&app("password = { file = \"password\" }"));
+    let config = case.load().unwrap();
+    let source = || config.pipelines["app"].postgres_source("app");
+    let failure = source().unwrap_err();
+    assert_eq!((failure.problem.code, failure.exit), ("SECRET_UNREADABLE", crate::failure::Exit::Usage));
+    let file: PathBuf = case.folder.path().join("password");
+    for secret in [CANARY, "canary-changed"] {
+        fs::write(&file, secret).unwrap();
+        let source = source().unwrap();
+        assert_eq!(source.connection.password.expose(), secret);
+        let printed = format!("{source:?} {config:?} {}", case.shown());
+        assert!(!printed.contains("canary"), "{printed}");
+    }
+}
+
+#[test]
+fn a_column_policy_is_not_silently_left_out() {
+    let text = app("[pipelines.app.tables.\"public.t\"]\ncolumns.c = { policy = \"drop\" }");
+    let failure = Case::new(&text).load().unwrap().pipelines["app"].postgres_source("app").unwrap_err();
+    assert_eq!((failure.problem.code, failure.problem.subject.as_str()), ("NOT_YET", "public.t.c"));
+}
+
+#[test]
+fn a_reference_of_a_higher_layer_replaces_another_kind_below() {
+    let case = Case::new(&app("password = { env = \"A\" }"));
+    let case = case.variable("LAKEHOUSE__PIPELINES__APP__POSTGRES__PASSWORD__FILE", "/run/secret");
+    assert_eq!(case.shown()["pipelines"]["app"]["postgres"]["password"], json!({"file": "/run/secret"}));
+}
+
+#[test]
+fn an_override_finds_names_that_a_variable_cannot_spell() {
+    let case = Case::new(&app("[pipelines.app.tables.\"public.Orders\"]\nhistory = true"));
+    let case = case.variable("LAKEHOUSE__PIPELINES__APP__TABLES__PUBLIC.ORDERS__HISTORY", "false");
+    let case = case.flag("pipelines.app.tables.\"public.Orders\".key=id, at");
+    let orders = case.shown()["pipelines"]["app"]["tables"]["public.Orders"].clone();
+    assert_eq!((&orders["history"], &orders["key"]), (&json!(false), &json!(["id", "at"])));
+}
+
+#[test]
+fn an_unknown_override_names_its_layer() {
+    let case = Case::new(APP).variable("LAKEHOUSE__CATALOG__PAHT", "x");
+    let (code, all) = case.refused();
+    assert_eq!(code, "CONFIG_UNKNOWN_KEY");
+    assert!(all.contains("environment variable LAKEHOUSE__CATALOG__PAHT") && all.contains("path"), "{all}");
+    for flag in ["catalog.path", "=x", "a b=c"] {
+        assert_eq!(Case::new(APP).flag(flag).refused().0, "CONFIG_FLAG", "{flag}");
+    }
+}
+
+/// Keys of all types: place in the answer, default, and values as TOML.
+const KEYS: [(&str, &str, &[&str]); 7] = [
+    ("pipelines.app.commit_interval_seconds", "5", &["1", "77", "600"]),
+    ("pipelines.app.history", "true", &["false", "true"]),
+    ("pipelines.app.namespace", "\"app\"", &["\"n1\"", "\"n_2\"", "\"3\"", "\"true\""]),
+    ("pipelines.app.memory", "\"512MiB\"", &["\"1GiB\"", "\"64MiB\""]),
+    ("pipelines.app.postgres.port", "5432", &["1", "5433"]),
+    ("pipelines.app.postgres.tables", "[\"public.*\"]", &["[\"a.b\"]", "[\"a.*\", \"b.c\"]"]),
+    ("maintenance.every", "\"1m\"", &["\"2s\"", "\"7d\""]),
+];
+
+#[test]
+fn the_highest_layer_that_has_a_key_decides() {
+    let mut random = fastrand::Rng::with_seed(20_261_121);
+    for trial in 0..500 {
+        let (mut file, mut case) = (String::new(), Case::new(""));
+        let mut expected = Vec::new();
+        for (key, default, values) in KEYS {
+            let mut winner = default;
+            if random.bool() {
+                winner = values[random.usize(..values.len())];
+                file.push_str(&format!("{key} = {winner}\n"));
+            }
+            // A text may also come without quotes.
+            let mut text = |value: &str| match random.bool() {
+                true if value.starts_with('"') => value.trim_matches('"').to_owned(),
+                _ => value.to_owned(),
+            };
+            if fastrand::Rng::with_seed(trial * 31 + key.len() as u64).bool() {
+                winner = values[usize::try_from(trial).unwrap() % values.len()];
+                let name = format!("LAKEHOUSE__{}", key.to_uppercase().replace('.', "__"));
+                case.environment.push((name, text(winner)));
+            }
+            if fastrand::Rng::with_seed(trial * 37 + key.len() as u64).bool() {
+                winner = values[usize::try_from(trial / 3).unwrap() % values.len()];
+                case.flags.push(format!("{key}={}", text(winner)));
+            }
+            let winner: toml::Table = toml::from_str(&format!("value = {winner}")).unwrap();
+            expected.push((key, serde_json::to_value(&winner["value"]).unwrap()));
+        }
+        for (key, value) in [("host", "h"), ("database", "d"), ("user", "u")] {
+            file.push_str(&format!("pipelines.app.postgres.{key} = \"{value}\"\n"));
+        }
+        fs::write(case.folder.path().join("lakehouse.toml"), &file).unwrap();
+        let shown = case.shown();
+        for (key, value) in expected {
+            let pointer = format!("/{}", key.replace('.', "/"));
+            assert_eq!(
+                shown.pointer(&pointer),
+                Some(&value),
+                "trial {trial}, {key}\n{file}{:?}{:?}",
+                case.environment,
+                case.flags
+            );
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The lake as the verbs see it: the catalog that the configuration names, tables by name, snapshots by what a person
+//! calls them, and the numbers that snapshots carry along. Changes nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use iceberg::spec::SnapshotRef;
+use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
+use lakehouse_core::commit::properties::{self, TableState};
+use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, named_snapshots, recorded_cuts};
+use lakehouse_core::lakehouse::Environment;
+use lakehouse_core::planted::Planted;
+use lakehouse_core::position::Position;
+use lakehouse_core::schema::{OPERATION, TableName};
+use lakehouse_core::storage::{Storage, local_path};
+
+use crate::answer;
+use crate::config::{CatalogConfig, PipelineConfig};
+use crate::failure::Failure;
+use crate::nearest::nearest;
+
+/// The catalog and the files behind it.
+pub(crate) struct Lake {
+    pub(crate) catalog: Arc<dyn Catalog>,
+    pub(crate) storage: Storage,
+}
+
+impl Lake {
+    /// For verbs that read: nothing is created.
+    ///
+    /// # Errors
+    /// `CATALOG_MISSING` where there is none; `NOT_YET` for catalogs of later releases.
+    pub(crate) fn open(config: &CatalogConfig) -> Result<Self, Failure> {
+        let (path, warehouse) = sqlite(config)?;
+        let storage = Storage::local();
+        let catalog = SqliteCatalog::open_existing(&path, &warehouse, storage.clone())?;
+        Ok(Self { catalog: Arc::new(catalog), storage })
+    }
+
+    /// The same; `None` where there is no catalog yet.
+    pub(crate) fn open_if_there(config: &CatalogConfig) -> Result<Option<Self>, Failure> {
+        match sqlite(config)?.0.exists() {
+            true => Self::open(config).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// For roles that write: a catalog that is not there begins empty.
+    pub(crate) fn create(config: &CatalogConfig) -> Result<Self, Failure> {
+        let (path, warehouse) = sqlite(config)?;
+        let storage = Storage::local();
+        let catalog = SqliteCatalog::open(&path, &warehouse, storage.clone())?;
+        Ok(Self { catalog: Arc::new(catalog), storage })
+    }
+
+    /// What a pipeline works with.
+    pub(crate) fn environment(&self, pipeline: &str, config: &PipelineConfig) -> Environment {
+        Environment {
+            catalog: Arc::clone(&self.catalog),
+            storage: self.storage.clone(),
+            local_state: config.local_state.join(pipeline),
+            sync_local_state: false,
+            planted: Planted::none(),
+        }
+    }
+
+    /// A table by name.
+    ///
+    /// # Errors
+    /// `TABLE_UNKNOWN`, with the nearest name.
+    pub(crate) async fn table(&self, name: &TableName) -> Result<LoadedTable, Failure> {
+        if let Some(table) = self.catalog.load(name, None).await? {
+            return Ok(table);
+        }
+        let known: Vec<String> = self.catalog.list(None).await?.iter().map(ToString::to_string).collect();
+        let remedy = match nearest(&name.to_string(), known.iter().map(String::as_str)) {
+            Some(near) => format!("the nearest one is {near}; `lakehouse tables` lists all"),
+            None => "the catalog has no tables yet; start a pipeline".to_owned(),
+        };
+        Err(Failure::failed("TABLE_UNKNOWN", name.to_string(), "no such table", remedy))
+    }
+
+    /// A pipeline's control state and table; `None` before its first start.
+    pub(crate) async fn control(&self, pipeline: &str) -> Result<Option<(ControlState, LoadedTable)>, Failure> {
+        Ok(ControlState::read(&*self.catalog, pipeline).await?)
+    }
+
+    /// All tables but the control tables.
+    pub(crate) async fn tables(&self, namespace: Option<&str>) -> Result<Vec<LoadedTable>, Failure> {
+        let mut tables = Vec::new();
+        for name in self.catalog.list(namespace).await? {
+            if name.namespace == CONTROL_NAMESPACE {
+                continue;
+            }
+            // One that went meanwhile is not there.
+            tables.extend(self.catalog.load(&name, None).await?);
+        }
+        Ok(tables)
+    }
+
+    /// A pipeline's tables, one for each source table: its mirror, or its history where it has no mirror.
+    pub(crate) async fn captured(&self, namespace: &str, source: &str) -> Result<Vec<LoadedTable>, Failure> {
+        let mut tables = self.tables(Some(namespace)).await?;
+        tables.retain(|table| table.property(properties::SOURCE) == Some(source) && kind(table) != Kind::Other);
+        let mirrors: Vec<TableName> = tables.iter().map(|table| table.name.history()).collect();
+        tables.retain(|table| kind(table) == Kind::Mirror || !mirrors.contains(&table.name));
+        Ok(tables)
+    }
+}
+
+/// Path of the catalog's file and folder of the warehouse.
+fn sqlite(config: &CatalogConfig) -> Result<(PathBuf, PathBuf), Failure> {
+    let later = |kind: &str| {
+        let remedy = "set kind = \"sqlite\" in [catalog]";
+        Failure::not_yet("[catalog]", &format!("this release has no {kind} catalog"), remedy)
+    };
+    match config {
+        CatalogConfig::Sqlite { path, warehouse } => {
+            let folder = local_path(warehouse).map_err(|_| {
+                let remedy = "set warehouse in [catalog] to a folder on this machine";
+                Failure::not_yet("[catalog] warehouse", "this release keeps warehouses in folders only", remedy)
+            })?;
+            Ok((path.clone(), folder))
+        }
+        CatalogConfig::S3Tables { .. } => Err(later("s3-tables")),
+        CatalogConfig::Rest { .. } => Err(later("rest")),
+    }
+}
+
+/// What a table of the lake is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Mirror,
+    History,
+    /// Another product's.
+    Other,
+}
+
+pub(crate) fn kind(table: &LoadedTable) -> Kind {
+    let is_history = table.metadata.current_schema().field_by_name(OPERATION).is_some();
+    match (table.property(properties::SOURCE_TABLE).is_some(), is_history) {
+        (true, true) => Kind::History,
+        (true, false) => Kind::Mirror,
+        (false, _) => Kind::Other,
+    }
+}
+
+/// How a captured table stands by its own properties.
+pub(crate) fn table_state(table: &LoadedTable) -> Result<TableState, Failure> {
+    Ok(TableState::of(table)?)
+}
+
+/// Live rows of the current snapshot, by its totals; `None` if another engine has left them out.
+pub(crate) fn rows(table: &LoadedTable) -> Option<u64> {
+    let Some(snapshot) = table.metadata.current_snapshot() else {
+        return Some(0);
+    };
+    let equality = summary_number(snapshot, "total-equality-deletes").unwrap_or(0);
+    let records = summary_number(snapshot, "total-records")?;
+    let deleted = summary_number(snapshot, "total-position-deletes").unwrap_or(0);
+    (equality == 0).then(|| records.saturating_sub(deleted))
+}
+
+pub(crate) fn summary_text<'a>(snapshot: &'a SnapshotRef, key: &str) -> Option<&'a str> {
+    snapshot.summary().additional_properties.get(key).map(String::as_str)
+}
+
+pub(crate) fn summary_number(snapshot: &SnapshotRef, key: &str) -> Option<u64> {
+    summary_text(snapshot, key)?.parse().ok()
+}
+
+/// A snapshot that was asked for, and what to tell about it.
+pub(crate) struct Chosen {
+    pub(crate) snapshot: Option<SnapshotRef>,
+    /// The cut it belongs to, if one was asked for, and whether it is exactly that one.
+    pub(crate) cut: Option<(Position, bool)>,
+}
+
+/// Snapshots that an answer lists as the nearest ones.
+const NEAREST: usize = 3;
+
+/// The newest snapshot.
+pub(crate) fn newest(table: &LoadedTable) -> Chosen {
+    Chosen { snapshot: table.metadata.current_snapshot().cloned(), cut: None }
+}
+
+/// # Errors
+/// `SNAPSHOT_UNKNOWN`, with the nearest ids.
+pub(crate) fn by_id(table: &LoadedTable, id: i64) -> Result<Chosen, Failure> {
+    if let Some(snapshot) = table.metadata.snapshot_by_id(id) {
+        return Ok(Chosen { snapshot: Some(snapshot.clone()), cut: None });
+    }
+    let mut known: Vec<String> =
+        table.metadata.snapshots().map(|snapshot| snapshot.snapshot_id().to_string()).collect();
+    let wanted = id.to_string();
+    let likeness = |known: &String| strsim::normalized_damerau_levenshtein(&wanted, known);
+    known.sort_by(|left, right| likeness(right).total_cmp(&likeness(left)));
+    known.truncate(NEAREST);
+    Err(unknown_snapshot(table, format!("the table has no snapshot {id}"), &known))
+}
+
+/// The snapshot that was current at `time`, by the table's own log.
+///
+/// # Errors
+/// `SNAPSHOT_UNKNOWN` for a time before the first one that is kept: never a guess.
+pub(crate) fn as_of(table: &LoadedTable, time: DateTime<Utc>) -> Result<Chosen, Failure> {
+    let log = table.metadata.history();
+    let at = log.iter().rev().find(|entry| entry.timestamp_ms() <= time.timestamp_millis());
+    let snapshot = at.and_then(|entry| table.metadata.snapshot_by_id(entry.snapshot_id));
+    if let Some(snapshot) = snapshot {
+        return Ok(Chosen { snapshot: Some(snapshot.clone()), cut: None });
+    }
+    let first = log
+        .iter()
+        .take(NEAREST)
+        .map(|entry| format!("{} of {}", entry.snapshot_id, answer::time(entry.timestamp_ms())));
+    let message = format!("no snapshot is kept from {} or before", answer::time(time.timestamp_millis()));
+    Err(unknown_snapshot(table, message, &first.collect::<Vec<_>>()))
+}
+
+/// # Errors
+/// `TAG_UNKNOWN`, with the nearest name.
+pub(crate) fn by_tag(table: &LoadedTable, tag: &str) -> Result<Chosen, Failure> {
+    let mut names: Vec<(String, i64)> = Vec::new();
+    for (id, known) in named_snapshots(table) {
+        names.extend(known.into_iter().map(|name| (name, id)));
+    }
+    if let Some((_, id)) = names.iter().find(|(name, _)| name == tag) {
+        return by_id(table, *id);
+    }
+    let remedy = match nearest(tag, names.iter().map(|(name, _)| name.as_str())) {
+        Some(near) => format!("the nearest one is {near}; `lakehouse snapshots {}` lists all", table.name),
+        None => format!("list its snapshots with `lakehouse snapshots {}`", table.name),
+    };
+    Err(Failure::failed("TAG_UNKNOWN", table.name.to_string(), format!("the table has no tag {tag:?}"), remedy))
+}
+
+/// The snapshot that the newest cut at or before `position` names, by the control table of the table's pipeline.
+///
+/// # Errors
+/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_UNKNOWN` if the cut's snapshot is not kept any more.
+pub(crate) fn by_cut(table: &LoadedTable, control: &LoadedTable, position: Position) -> Result<Chosen, Failure> {
+    let cuts = recorded_cuts(control);
+    let name = table.name.to_string();
+    let Some(cut) = cuts.iter().rev().find(|cut| cut.position <= position) else {
+        let first: Vec<String> = cuts.iter().take(NEAREST).map(|cut| cut.position.to_string()).collect();
+        let message = format!("no cut is kept from {position} or before");
+        return Err(Failure::failed("CUT_UNKNOWN", name, message, nearest_ones(&first)));
+    };
+    let Some(id) = cut.tables.get(&name).and_then(|id| id.parse().ok()) else {
+        let with: Vec<String> = cuts
+            .iter()
+            .filter(|cut| cut.tables.contains_key(&name))
+            .take(NEAREST)
+            .map(|cut| cut.position.to_string())
+            .collect();
+        let message = format!("the cut at {} does not hold this table", cut.position);
+        return Err(Failure::failed("CUT_UNKNOWN", name, message, nearest_ones(&with)));
+    };
+    let chosen = by_id(table, id)?;
+    Ok(Chosen { cut: Some((cut.position, cut.position == position)), ..chosen })
+}
+
+fn unknown_snapshot(table: &LoadedTable, message: String, near: &[String]) -> Failure {
+    let remedy = format!("{}; list all with `lakehouse snapshots {}`", nearest_ones(near), table.name);
+    Failure::failed("SNAPSHOT_UNKNOWN", table.name.to_string(), message, remedy)
+}
+
+fn nearest_ones(near: &[String]) -> String {
+    match near {
+        [] => "there is none yet".to_owned(),
+        near => format!("the nearest ones are {}", near.join(", ")),
+    }
+}

@@ -1,0 +1,7 @@
+//! The `lakehouse` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    api::main()
+}

@@ -1,0 +1,277 @@
+//! The roles that run until they are stopped. For each pipeline one supervised worker: an incarnation runs, and what
+//! ended it says whether another one resumes from the cut.
+//!
+//! The one retry loop of the process is [`supervise`]; it looks at nothing but the reaction.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use lakehouse_core::error::{Problem, Reaction};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, PipelineConfig};
+use crate::failure::{Exit, Failure};
+use crate::lake::Lake;
+use crate::progress;
+use crate::worker_state::{Phase, WorkerState};
+
+/// How long the work under way may take once a stop was asked for; with what the runtime then waits, 25 s (P-6).
+const GRACE: Duration = Duration::from_secs(24);
+/// First pause before an incarnation resumes; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause (R25).
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// An incarnation that lasted this long was well: the next pause is short again.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// Every role that the configuration names.
+pub(crate) async fn run(config: &Config) -> Result<Exit, Failure> {
+    if config.api.is_some() {
+        let remedy = "remove [api] from the configuration, or start `lakehouse replicate`";
+        return Err(Failure::not_yet("[api]", "this release does not serve HTTP", remedy));
+    }
+    if config.maintenance.configured {
+        warn!("this release does not maintain tables, [maintenance] has no effect");
+    }
+    replicate(config, &[]).await
+}
+
+/// Replicates the named pipelines, or all, until a signal, or until none is left.
+pub(crate) async fn replicate(config: &Config, wanted: &[String]) -> Result<Exit, Failure> {
+    let pipelines = config.choose(wanted)?;
+    for (name, pipeline) in &pipelines {
+        // What can be wrong with a source without asking it stops the start, not a pipeline later.
+        pipeline.postgres_source(name)?;
+    }
+    let lake = Lake::create(&config.catalog)?;
+    let stop = CancellationToken::new();
+    let hurry = watch_signals(stop.clone())?;
+    let mut workers = start(&lake, &pipelines, &stop);
+    let halted = wait(&mut workers, &stop, &hurry).await;
+    match halted {
+        None => Ok(Exit::Done),
+        Some(problem) => Err(Failure::halted(problem)),
+    }
+}
+
+/// The first SIGTERM or SIGINT stops politely; a second one cancels the token that is returned.
+fn watch_signals(stop: CancellationToken) -> Result<CancellationToken, Failure> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hurry = CancellationToken::new();
+    let second = hurry.clone();
+    tokio::spawn(async move {
+        for token in [stop, second] {
+            // Either signal will do; both arms may be dropped.
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            info!("told to stop");
+            token.cancel();
+        }
+    });
+    Ok(hurry)
+}
+
+fn start(
+    lake: &Lake,
+    pipelines: &BTreeMap<&str, &PipelineConfig>,
+    stop: &CancellationToken,
+) -> JoinSet<(String, Result<(), Problem>)> {
+    let mut workers = JoinSet::new();
+    for (&name, &pipeline) in pipelines {
+        let worker = Worker {
+            name: name.to_owned(),
+            config: pipeline.clone(),
+            environment: lake.environment(name, pipeline),
+            stop: stop.clone(),
+        };
+        workers.spawn(async move {
+            let name = worker.name.clone();
+            (name, worker.work().await)
+        });
+    }
+    workers
+}
+
+/// Until all workers have ended. The problem of the last one that halted, if any did.
+async fn wait(
+    workers: &mut JoinSet<(String, Result<(), Problem>)>,
+    stop: &CancellationToken,
+    hurry: &CancellationToken,
+) -> Option<Problem> {
+    let mut halted = None;
+    let grace = async {
+        stop.cancelled().await;
+        sleep(GRACE).await;
+        warn!("work under way has not ended in time and is abandoned; nothing is lost");
+    };
+    tokio::pin!(grace);
+    loop {
+        // Biased: who is in a hurry comes first. Every arm may be dropped.
+        tokio::select! {
+            biased;
+            () = hurry.cancelled() => return halted,
+            ended = workers.join_next() => match ended {
+                None => return halted,
+                Some(Ok((_, Ok(())))) => {}
+                Some(Ok((name, Err(problem)))) => {
+                    error!(
+                        pipeline = name, code = problem.code, subject = problem.subject, reason = problem.message,
+                        remedy = problem.remedy, "pipeline is halted"
+                    );
+                    halted = Some(problem);
+                }
+                Some(Err(error)) => error!(%error, "a supervisor has died"),
+            },
+            () = &mut grace => return halted,
+        }
+    }
+}
+
+/// One pipeline's worker over all its incarnations.
+struct Worker {
+    name: String,
+    config: PipelineConfig,
+    environment: lakehouse_core::lakehouse::Environment,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    async fn work(self) -> Result<(), Problem> {
+        let tell = |phase, problem: Option<&Problem>| {
+            WorkerState::new(phase, problem).write(&self.config.local_state, &self.name);
+        };
+        let ended = supervise(&self.name, &self.stop, || self.incarnation(), tell).await;
+        match &ended {
+            Ok(()) => tell(Phase::Stopped, None),
+            Err(problem) => tell(Phase::Halted, Some(problem)),
+        }
+        ended
+    }
+
+    /// One incarnation, in a task of its own: a broken invariant ends it and not the process.
+    async fn incarnation(&self) -> Result<(), Problem> {
+        // Built anew each time: the password may have been changed (R4).
+        let source = self.config.postgres_source(&self.name).map_err(|failure| failure.problem)?;
+        let (environment, limits) = (self.environment.clone(), self.config.limits());
+        let (observer, stop) = (progress::copy_observer(&self.name), self.stop.clone());
+        let mut task = JoinSet::new();
+        task.spawn(async move { cdc_postgres::replicate(&source, environment, limits, observer, stop).await });
+        let ended = task.join_next().await.expect("one task was spawned");
+        ended.unwrap_or_else(|error| {
+            let message = format!("the worker broke one of its own rules: {error}");
+            Err(Problem::retry("PANIC", &self.name, message))
+        })
+    }
+}
+
+/// Incarnation after incarnation, until one ends by itself, `stop`, or a problem that only a person can solve.
+async fn supervise<F: Future<Output = Result<(), Problem>>>(
+    name: &str,
+    stop: &CancellationToken,
+    incarnation: impl Fn() -> F,
+    tell: impl Fn(Phase, Option<&Problem>),
+) -> Result<(), Problem> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        tell(Phase::Running, None);
+        let begun = Instant::now();
+        let Err(problem) = incarnation().await else {
+            return Ok(());
+        };
+        match problem.reaction {
+            Reaction::Retry => {}
+            Reaction::Halt | Reaction::HaltTable => return Err(problem),
+        }
+        if begun.elapsed() >= HEALTHY {
+            pause = FIRST_PAUSE;
+        }
+        let wait = jittered(pause);
+        let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        warn!(
+            pipeline = name,
+            code = problem.code,
+            subject = problem.subject,
+            reason = problem.message,
+            milliseconds,
+            "pipeline resumes from its cut after a pause"
+        );
+        tell(Phase::Retrying, Some(&problem));
+        // Biased: a stop is not kept waiting. Both arms may be dropped.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = sleep(wait) => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// From half of it to all of it, so that workers which failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Incarnations that end as scripted: how long each lives, and what ends it.
+    async fn check(script: &[(u64, Result<(), Problem>)], stop: &CancellationToken) -> (Result<(), Problem>, Vec<f64>) {
+        let begun = RefCell::new(Vec::new());
+        let next = RefCell::new(script.iter().cloned());
+        let incarnation = || async {
+            begun.borrow_mut().push(Instant::now());
+            let (seconds, ended) = next.borrow_mut().next().expect("the script is long enough");
+            sleep(Duration::from_secs(seconds)).await;
+            ended
+        };
+        let ended = supervise("p", stop, incarnation, |_, _| {}).await;
+        let begun = begun.into_inner();
+        let starts = begun.iter().map(|start| (*start - begun[0]).as_secs_f64()).collect();
+        (ended, starts)
+    }
+
+    fn passing() -> Result<(), Problem> {
+        Err(Problem::retry("SERVER", "p", "gone for a moment"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_a_minute_and_are_short_again_after_a_healthy_minute() {
+        let mut script: Vec<_> = (0..12).map(|_| (0, passing())).collect();
+        script.extend([(61, passing()), (0, Ok(()))]);
+        let (ended, starts) = check(&script, &CancellationToken::new()).await;
+        assert!(ended.is_ok());
+        let pauses: Vec<f64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let mut expected = 0.25;
+        for pause in &pauses[..12] {
+            assert!((expected / 2.0 - 0.01..=expected + 0.01).contains(pause), "{pause} of {expected}");
+            expected = (expected * 2.0_f64).min(60.0);
+        }
+        assert!((61.0..=61.26).contains(&pauses[12]), "{}", pauses[12]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_problem_for_a_person_ends_the_supervision_at_once() {
+        let halt = Problem::halt("GAP", "p", "the slot has forgotten", "resync");
+        let (ended, starts) = check(&[(0, passing()), (0, Err(halt))], &CancellationToken::new()).await;
+        assert_eq!((ended.unwrap_err().code, starts.len()), ("GAP", 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_pause() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let (ended, starts) = check(&[(0, passing())], &stop).await;
+        assert!(ended.is_ok());
+        assert_eq!(starts.len(), 1);
+    }
+}

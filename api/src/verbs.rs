@@ -1,0 +1,59 @@
+//! What each verb does, one file a verb. They read the configuration and the lake, and answer on standard output.
+
+mod completions;
+mod fsck;
+mod rows;
+mod snapshots;
+mod status;
+mod tables;
+mod validate;
+mod verify;
+mod version;
+mod wait;
+
+use crate::cli::{Cli, Verb};
+use crate::config::{Config, Sources};
+use crate::failure::{Exit, Failure};
+use crate::roles;
+
+/// What every verb but the simplest stands on.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    /// Answer with one JSON document.
+    pub(crate) json: bool,
+}
+
+impl Verb {
+    /// True for verbs that run until they are stopped.
+    pub(crate) fn is_role(&self) -> bool {
+        matches!(self, Self::Run | Self::Replicate { .. })
+    }
+}
+
+pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
+    match &cli.verb {
+        Verb::Version => return version::run(cli.json),
+        Verb::Completions { shell } => return completions::run(*shell),
+        _ => {}
+    }
+    // A name or value that is not UTF-8 overrides nothing of ours.
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let environment: Vec<(String, String)> = std::env::vars_os().filter_map(text).collect();
+    let sources = Sources { file: &cli.config, environment: &environment, flags: &cli.set };
+    let context = Context { config: Config::load(&sources)?, json: cli.json };
+    match cli.verb {
+        Verb::Run => roles::run(&context.config).await,
+        Verb::Replicate { pipelines } => roles::replicate(&context.config, &pipelines).await,
+        Verb::Validate { pipelines } => validate::run(&context, &pipelines).await,
+        Verb::Status { pipelines } => status::run(&context, &pipelines).await,
+        Verb::Wait(arguments) => wait::run(&context, &arguments).await,
+        Verb::Tables => tables::run(&context).await,
+        Verb::Snapshots { table } => snapshots::run(&context, &table).await,
+        Verb::Rows(arguments) => rows::run(&context, arguments).await,
+        Verb::Verify(arguments) => verify::run(&context, &arguments).await,
+        Verb::Fsck { tables } => fsck::run(&context, &tables).await,
+        Verb::Version | Verb::Completions { .. } => unreachable!("answered above, without a configuration"),
+    }
+}

@@ -1,0 +1,230 @@
+//! `status`: how pipelines and their tables stand. The lake is asked for what is durable, the source for its end, and
+//! the worker's file on this machine for the code of a halt; without source or file the answer only says less.
+
+use chrono::Utc;
+use lakehouse_core::catalog::LoadedTable;
+use lakehouse_core::commit::{ControlState, Cut, properties};
+use lakehouse_core::position::Position;
+use serde::Serialize;
+use tracing::warn;
+
+use super::Context;
+use crate::answer::{self, or_dash};
+use crate::config::{PipelineConfig, SourceConfig};
+use crate::failure::{Exit, Failure};
+use crate::lake::{self, Lake};
+use crate::worker_state::{Phase, WorkerState};
+
+#[derive(Serialize)]
+struct Answer {
+    pipelines: Vec<Pipeline>,
+}
+
+#[derive(Serialize)]
+struct Pipeline {
+    name: String,
+    source: &'static str,
+    state: State,
+    code: Option<String>,
+    epoch: u64,
+    position: Option<Position>,
+    source_position: Option<Position>,
+    lag_seconds: Option<f64>,
+    lag_bytes: Option<u64>,
+    cut: Option<CutAnswer>,
+    tables: Vec<Table>,
+}
+
+#[derive(Serialize)]
+struct CutAnswer {
+    position: Position,
+    committed_at: String,
+}
+
+#[derive(Serialize)]
+struct Table {
+    source: Option<String>,
+    table: String,
+    state: State,
+    code: Option<String>,
+    rows: Option<u64>,
+    snapshot_id: Option<String>,
+    position: Option<Position>,
+}
+
+/// Of a pipeline and of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    New,
+    Copying,
+    Streaming,
+    Halted,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Copying => "copying",
+            Self::Streaming => "streaming",
+            Self::Halted => "halted",
+        }
+    }
+}
+
+pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Failure> {
+    let chosen = context.config.choose(wanted)?;
+    let lake = Lake::open_if_there(&context.config.catalog)?;
+    let mut pipelines = Vec::new();
+    for (name, config) in chosen {
+        pipelines.push(pipeline(lake.as_ref(), name, config).await?);
+    }
+    match context.json {
+        true => answer::json(&Answer { pipelines })?,
+        false => print(&pipelines)?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> Result<Pipeline, Failure> {
+    // The source first: what is durable later only makes the lag look smaller than it is, never larger.
+    let source_position = end_of_source(name, config).await;
+    let control = match lake {
+        Some(lake) => lake.control(name).await?.map(|(control, _)| control).unwrap_or_default(),
+        None => ControlState::default(),
+    };
+    let tables = match (lake, &control.cut) {
+        (Some(lake), Some(cut)) => tables(lake, &config.namespace, cut).await?,
+        _ => Vec::new(),
+    };
+    let position = control.cut.as_ref().map(|cut| cut.position);
+    let lag_bytes = position.zip(source_position).map(|(position, end)| end.offset().saturating_sub(position.offset()));
+    let lag_seconds = lag_bytes.zip(control.cut.as_ref()).map(|(bytes, cut)| match bytes {
+        0 => 0.0,
+        _ => seconds_since(cut.committed_at),
+    });
+    let (state, code) = state(name, config, control.cut.as_ref(), &tables);
+    Ok(Pipeline {
+        name: name.to_owned(),
+        source: config.source.kind(),
+        state,
+        code,
+        epoch: control.epoch,
+        position,
+        source_position,
+        lag_seconds,
+        lag_bytes,
+        cut: control.cut.map(|cut| CutAnswer { position: cut.position, committed_at: answer::time(cut.committed_at) }),
+        tables,
+    })
+}
+
+/// `None` if the source cannot be asked: the lake's side of the answer stands all the same.
+async fn end_of_source(name: &str, config: &PipelineConfig) -> Option<Position> {
+    let SourceConfig::Postgres(_) = config.source else {
+        return None;
+    };
+    let end = match config.postgres_source(name) {
+        Ok(source) => cdc_postgres::end_of_wal(&source).await,
+        Err(failure) => Err(failure.problem),
+    };
+    end.inspect_err(|problem| {
+        warn!(pipeline = name, code = problem.code, reason = problem.message, "the source cannot be asked for its end");
+    })
+    .ok()
+}
+
+async fn tables(lake: &Lake, namespace: &str, cut: &Cut) -> Result<Vec<Table>, Failure> {
+    let captured = lake.captured(namespace, &cut.source).await?;
+    captured.iter().map(|table| one_table(table, cut)).collect()
+}
+
+fn one_table(table: &LoadedTable, cut: &Cut) -> Result<Table, Failure> {
+    let state = lake::table_state(table)?;
+    let source = table.property(properties::SOURCE_TABLE);
+    let left = source.and_then(|source| cut.left.get(source));
+    Ok(Table {
+        source: source.map(str::to_owned),
+        table: table.name.to_string(),
+        state: match (left, state.position, &state.copy) {
+            (Some(_), _, _) => State::Halted,
+            (None, Some(_), _) => State::Streaming,
+            (None, None, Some(_)) => State::Copying,
+            (None, None, None) => State::New,
+        },
+        code: left.map(|left| left.code.clone()),
+        rows: lake::rows(table),
+        snapshot_id: table.snapshot_id().map(|id| id.to_string()),
+        position: left.map(|left| left.position).or(state.position),
+    })
+}
+
+/// The worker's own word counts as long as no cut is newer.
+fn state(name: &str, config: &PipelineConfig, cut: Option<&Cut>, tables: &[Table]) -> (State, Option<String>) {
+    let worker = WorkerState::read(&config.local_state, name);
+    let worker = worker.filter(|worker| cut.is_none_or(|cut| cut.committed_at <= worker.at));
+    let being_copied = |table: &Table| matches!(table.state, State::New | State::Copying);
+    let from_lake = match cut {
+        None => State::New,
+        Some(_) if tables.iter().any(being_copied) => State::Copying,
+        Some(_) => State::Streaming,
+    };
+    match worker {
+        Some(WorkerState { state: Phase::Halted, code, .. }) => (State::Halted, code),
+        Some(WorkerState { state: Phase::Retrying, code, .. }) => (from_lake, code),
+        _ => (from_lake, None),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds of a lag are far below 2^52")]
+fn seconds_since(milliseconds: i64) -> f64 {
+    (Utc::now().timestamp_millis() - milliseconds).max(0) as f64 / 1_000.0
+}
+
+fn print(pipelines: &[Pipeline]) -> Result<(), Failure> {
+    for (number, pipeline) in pipelines.iter().enumerate() {
+        if number > 0 {
+            answer::line("")?;
+        }
+        let code = pipeline.code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default();
+        answer::line(&format!(
+            "{}: {}{code}, {}, epoch {}",
+            pipeline.name,
+            pipeline.state.as_str(),
+            pipeline.source,
+            pipeline.epoch
+        ))?;
+        let behind = match (pipeline.lag_bytes, pipeline.lag_seconds) {
+            (Some(0), _) => "up to date".to_owned(),
+            (Some(bytes), Some(seconds)) => format!("{} behind, {seconds:.1} s", indicatif::HumanBytes(bytes)),
+            _ => "lag unknown".to_owned(),
+        };
+        answer::line(&format!(
+            "position {} of {}, {behind}, cut of {}",
+            or_dash(pipeline.position),
+            or_dash(pipeline.source_position),
+            or_dash(pipeline.cut.as_ref().map(|cut| cut.committed_at.clone())),
+        ))?;
+        if !pipeline.tables.is_empty() {
+            print_tables(&pipeline.tables)?;
+        }
+    }
+    Ok(())
+}
+
+fn print_tables(tables: &[Table]) -> Result<(), Failure> {
+    let row = |table: &Table| {
+        [
+            table.table.clone(),
+            or_dash(table.source.clone()),
+            table.state.as_str().to_owned(),
+            or_dash(table.code.clone()),
+            or_dash(table.rows),
+            or_dash(table.position),
+            or_dash(table.snapshot_id.clone()),
+        ]
+    };
+    let rows: Vec<_> = tables.iter().map(row).collect();
+    answer::table(["TABLE", "SOURCE", "STATE", "CODE", "ROWS", "POSITION", "SNAPSHOT"], &rows)
+}

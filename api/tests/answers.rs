@@ -1,0 +1,185 @@
+//! The answers about a lake that scripts rely on (`design/interface.md` section 2), and the formats of rows.
+
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use arrow_ipc::reader::StreamReader;
+use serde_json::{Value, json};
+use support::{Installation, lake};
+
+/// The ids of the rows that `rows app.orders` shows, sorted.
+fn ids(installation: &Installation, arguments: &[&str]) -> Vec<i64> {
+    let answer = installation.ask(&[&["rows", "app.orders"], arguments].concat());
+    let rows = answer["rows"].as_array().expect("rows");
+    let mut ids: Vec<i64> = rows.iter().map(|row| row["id"].as_i64().expect("an id")).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn keys(value: &Value) -> Vec<&String> {
+    value.as_object().expect("an object").keys().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_how_pipeline_and_tables_stand() {
+    let installation = lake::installation().await;
+    let answer = installation.ask(&["status", "--pipeline", "app"]);
+    let pipeline = &answer["pipelines"][0];
+    for (key, value) in [
+        ("name", json!("app")),
+        ("source", json!("postgres")),
+        ("state", json!("streaming")),
+        ("code", Value::Null),
+        ("epoch", json!(1)),
+        ("position", json!("0/12C")),
+        ("source_position", Value::Null),
+    ] {
+        assert_eq!(pipeline[key], value, "{key}");
+    }
+    assert_eq!(pipeline["cut"]["position"], "0/12C");
+    assert!(pipeline["cut"]["committed_at"].as_str().is_some_and(|time| time.ends_with('Z')));
+    let [table] = &pipeline["tables"].as_array().expect("tables")[..] else { panic!("one table: {pipeline}") };
+    assert_eq!(keys(table), ["code", "position", "rows", "snapshot_id", "source", "state", "table"]);
+    assert_eq!((&table["source"], &table["table"]), (&json!("public.orders"), &json!("app.orders")));
+    assert_eq!(
+        (&table["state"], &table["rows"], &table["position"]),
+        (&json!("streaming"), &json!(4), &json!("0/12C"))
+    );
+    assert!(table["snapshot_id"].as_str().is_some_and(|id| id.parse::<i64>().is_ok()));
+    let text = installation.run(&["status"]);
+    assert!(text.text().contains("app: streaming, postgres, epoch 1"), "{}", text.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_and_snapshots_are_listed() {
+    let installation = lake::installation().await;
+    let answer = installation.ask(&["tables"]);
+    let tables: Vec<_> =
+        answer["tables"].as_array().expect("tables").iter().map(|t| (&t["table"], &t["kind"])).collect();
+    let expected = [("app.orders", "mirror"), ("app.orders_history", "history")].map(|(t, k)| (json!(t), json!(k)));
+    assert_eq!(tables, expected.iter().map(|(table, kind)| (table, kind)).collect::<Vec<_>>());
+
+    let answer = installation.ask(&["snapshots", "app.orders"]);
+    assert_eq!(answer["table"], "app.orders");
+    let snapshots = answer["snapshots"].as_array().expect("snapshots");
+    let kinds: Vec<&Value> = snapshots.iter().map(|snapshot| &snapshot["kind"]).collect();
+    assert_eq!(kinds[0], "copy");
+    assert_eq!(kinds[kinds.len() - 2..], ["change", "change"]);
+    let change = &snapshots[snapshots.len() - 2];
+    let fixed =
+        ["committed_at", "deleted", "from", "inserted", "kind", "parent_id", "snapshot_id", "tags", "to", "updated"];
+    assert_eq!(keys(change), fixed);
+    assert_eq!((&change["from"], &change["to"]), (&json!("0/64"), &json!("0/C8")));
+    assert_eq!((&change["inserted"], &change["updated"], &change["deleted"]), (&json!(1), &json!(1), &json!(1)));
+    assert_eq!((&change["tags"], snapshots[0]["parent_id"].is_null()), (&json!([]), true));
+    let unknown = installation.json(&["snapshots", "app.order"]);
+    assert_eq!(unknown.error(), (1, "TABLE_UNKNOWN".to_owned()));
+    assert!(unknown.text().contains("app.orders"), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_as_of_any_point_that_is_kept() {
+    let installation = lake::installation().await;
+    assert_eq!(ids(&installation, &[]), [1, 2, 4, 5]);
+    assert_eq!(ids(&installation, &["--cut", "0/C8"]), [1, 2, 4]);
+    assert_eq!(ids(&installation, &["--as-of", "2999-01-01"]), [1, 2, 4, 5]);
+    let snapshots = installation.ask(&["snapshots", "app.orders"]);
+    let copied = snapshots["snapshots"][0]["snapshot_id"].as_str().expect("an id");
+    assert_eq!(ids(&installation, &["--snapshot", copied]), [1, 2, 3]);
+
+    let between = installation.ask(&["rows", "app.orders", "--cut", "0/FF"]);
+    assert_eq!(between["cut"], json!({"position": "0/C8", "exact": false}));
+    let labelled = installation.run(&["rows", "app.orders", "--cut", "0/FF", "--format", "csv"]);
+    assert!(labelled.stderr.contains("cut 0/C8, the newest at or before 0/FF"), "{labelled:?}");
+
+    for (arguments, code, part) in [
+        (&["--snapshot", "1"][..], "SNAPSHOT_UNKNOWN", copied),
+        (&["--as-of", "2000-01-01T00:00:00Z"], "SNAPSHOT_UNKNOWN", copied),
+        (&["--tag", "mian"], "TAG_UNKNOWN", "main"),
+        (&["--cut", "0/1"], "CUT_UNKNOWN", "0/64"),
+        (&["--cut", "0/64"], "CUT_UNKNOWN", "0/C8"),
+        (&["--select", "nmae"], "COLUMN_UNKNOWN", "name"),
+    ] {
+        let answer = installation.json(&[&["rows", "app.orders"], arguments].concat());
+        assert_eq!(answer.error(), (1, code.to_owned()), "{arguments:?}");
+        assert!(answer.text().contains(part), "{part}: {answer:?}");
+    }
+    let two = installation.json(&["rows", "app.orders", "--tag", "a", "--cut", "0/1"]);
+    assert_eq!(two.error(), (2, "USAGE".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_keep_their_values_in_every_format() {
+    let installation = lake::installation().await;
+    let rows = |format: &str, more: &[&str]| {
+        let answer = installation.run(&[&["rows", "app.orders", "--format", format], more].concat());
+        assert_eq!(answer.code, 0, "{answer:?}");
+        answer
+    };
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let uuid = |pair: &str| [4, 2, 2, 2, 6].map(|pairs| pair.repeat(pairs)).join("-");
+    let csv = rows("csv", &["--cut", "0/C8"]);
+    let expected = [
+        format!("1,Ann,1.50,{},1970-01-01T00:00:01.000000Z", uuid("01")),
+        format!("2,Bea,0.01,{},1970-01-01T00:00:02.000000Z", uuid("02")),
+        format!("4,,0.99,{},1970-01-01T00:00:04.000000Z", uuid("04")),
+        "id,name,amount,token,at".to_owned(),
+    ];
+    assert_eq!(sorted(csv.text()), expected);
+    let ndjson = rows("ndjson", &["--select", "amount,id"]);
+    let expected = [
+        r#"{"amount":"0.01","id":2}"#,
+        r#"{"amount":"0.99","id":4}"#,
+        r#"{"amount":"1.50","id":1}"#,
+        r#"{"amount":null,"id":5}"#,
+    ];
+    assert_eq!(sorted(ndjson.text()), expected);
+    let arrow = rows("arrow", &[]);
+    let batches = StreamReader::try_new(&arrow.stdout[..], None).expect("an Arrow stream");
+    let batches: Vec<_> = batches.map(|batch| batch.expect("a batch")).collect();
+    let mut ids: Vec<i64> =
+        batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2, 4, 5]);
+    let table = rows("table", &["--limit", "2", "--select", "id,name"]);
+    assert_eq!((table.text().lines().count(), table.text().lines().next()), (3, Some("id  name")));
+    assert_eq!(rows("csv", &["--limit", "0"]).text(), "id,name,amount,token,at\n");
+    let both = installation.json(&["rows", "app.orders", "--format", "arrow"]);
+    assert_eq!(both.error(), (2, "USAGE".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_ends_when_a_cut_holds_the_position() {
+    let installation = lake::installation().await;
+    let answer = installation.ask(&["wait", "--position", "0/12C"]);
+    assert_eq!((&answer["pipeline"], &answer["cut"]["position"]), (&json!("app"), &json!("0/12C")));
+    let late = installation.json(&["wait", "--position", "0/12D", "--timeout", "150ms"]);
+    assert_eq!(late.error(), (1, "WAIT_TIMEOUT".to_owned()));
+    assert!(late.text().contains("0/12C"), "{late:?}");
+    let unreachable = installation.json(&["wait", "--caught-up"]);
+    assert_eq!(unreachable.error(), (1, "REFUSED".to_owned()));
+    assert_eq!(installation.json(&["wait", "--position", "x"]).error(), (2, "USAGE".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sound_lake_passes_fsck_and_a_damaged_one_does_not() {
+    let installation = lake::installation().await;
+    let answer = installation.ask(&["fsck"]);
+    assert_eq!(answer["verdict"], "sound");
+    let check = &answer["tables"][0]["checks"][0];
+    assert_eq!(keys(check), ["detail", "name", "ok"]);
+    assert_eq!(installation.json(&["fsck", "--table", "app.nope"]).error(), (1, "TABLE_UNKNOWN".to_owned()));
+
+    let data = installation.path().join("lake/warehouse/app/orders/data");
+    let mut files = std::fs::read_dir(data).expect("data files");
+    std::fs::remove_file(files.next().expect("one").expect("readable").path()).expect("removed");
+    let answer = installation.json(&["fsck", "--table", "app.orders"]);
+    assert_eq!((answer.code, &answer.json()["verdict"]), (5, &json!("unsound")));
+    assert!(installation.run(&["fsck"]).text().ends_with("verdict: unsound\n"));
+}

@@ -1,0 +1,217 @@
+//! The command line as people and scripts meet it: verbs, exit codes, errors, configuration.
+
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::Installation;
+use support::lake::CONFIG;
+
+const CANARY: &str = "canary-77c2";
+
+#[test]
+fn help_lists_the_verbs_of_this_release_and_no_other() {
+    let answer = Installation::new("").run(&["--help"]);
+    assert_eq!(answer.code, 0);
+    let (_, commands) = answer.text().split_once("Commands:\n").expect("a list of verbs");
+    let (commands, _) = commands.split_once("\n\n").expect("an end of the list");
+    let name = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    let verbs: Vec<&str> = commands.lines().filter(name).filter_map(|line| line.split_whitespace().next()).collect();
+    let expected = [
+        "run",
+        "replicate",
+        "validate",
+        "status",
+        "wait",
+        "tables",
+        "snapshots",
+        "rows",
+        "verify",
+        "fsck",
+        "completions",
+        "version",
+    ];
+    assert_eq!(verbs, expected);
+    let rows = Installation::new("").run(&["rows", "--help"]);
+    assert_eq!(rows.code, 0);
+    assert!(rows.text().contains("--as-of") && !rows.text().contains("--where"), "{}", rows.text());
+}
+
+#[test]
+fn version_and_completions_need_no_configuration() {
+    let nowhere = Installation::new("this is not TOML");
+    assert_eq!(nowhere.run(&["version"]).text(), format!("lakehouse {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(nowhere.ask(&["version"])["version"], env!("CARGO_PKG_VERSION"));
+    for shell in ["bash", "zsh", "fish"] {
+        let answer = nowhere.run(&["completions", shell]);
+        assert_eq!(answer.code, 0);
+        assert!(answer.text().contains("snapshots"), "{shell}");
+    }
+}
+
+#[test]
+fn a_verb_of_a_later_release_says_so() {
+    let installation = Installation::new(CONFIG);
+    for verb in
+        ["maintain", "serve", "diff", "pause", "resume", "resync", "rollback", "undo", "tag", "doctor", "openapi"]
+    {
+        assert_eq!(installation.json(&[verb]).error(), (2, "NOT_YET".to_owned()), "{verb}");
+    }
+    let filter = installation.json(&["rows", "app.orders", "--where", "id = 1"]);
+    assert_eq!(filter.error(), (2, "NOT_YET".to_owned()));
+}
+
+#[test]
+fn an_error_is_three_lines_on_standard_error() {
+    let installation = Installation::new(CONFIG);
+    for (arguments, first) in [
+        (&["snapshot", "app.t"][..], "error USAGE: unrecognized subcommand 'snapshot'"),
+        (&["rows"], "error USAGE: the following required arguments were not provided: <TABLE>"),
+        (&["wait"], "error USAGE: "),
+        (&["serve"], "error NOT_YET: "),
+        (&["status", "--pipeline", "ap"], "error PIPELINE_UNKNOWN: "),
+        (&["--config", "nowhere.toml", "status"], "error CONFIG_FILE: "),
+    ] {
+        let answer = installation.run(arguments);
+        assert_eq!((answer.code, answer.text()), (2, ""), "{arguments:?}");
+        let lines: Vec<&str> = answer.stderr.lines().collect();
+        assert!(lines[0].starts_with(first), "{}", answer.stderr);
+        assert!(
+            lines[1].starts_with("  at: ") && lines[2].starts_with("  do: ") && lines.len() == 3,
+            "{}",
+            answer.stderr
+        );
+    }
+    let unknown = installation.json(&["snapshot"]);
+    assert_eq!(unknown.error(), (2, "USAGE".to_owned()));
+    assert!(unknown.json()["remedy"].as_str().is_some_and(|remedy| remedy.contains("snapshots")), "{unknown:?}");
+}
+
+#[test]
+fn the_configuration_comes_from_file_variables_and_flags() {
+    let interval = |installation: &Installation, flags: &[&str]| {
+        let answer = installation.json(&[flags, &["validate"]].concat()).json();
+        answer["configuration"]["pipelines"]["app"]["commit_interval_seconds"].clone()
+    };
+    let key = "LAKEHOUSE__PIPELINES__APP__COMMIT_INTERVAL_SECONDS";
+    let file = Installation::new(CONFIG);
+    assert_eq!(interval(&file, &[]), 5);
+    let both = Installation::new(CONFIG).variable(key, "7");
+    assert_eq!(interval(&both, &[]), 7);
+    assert_eq!(interval(&both, &["--set", "pipelines.app.commit_interval_seconds=9"]), 9);
+
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let path = elsewhere.path().join("other.toml");
+    fs::write(&path, CONFIG.replace("app", "other")).expect("a configuration file");
+    let named = Installation::new("").variable("LAKEHOUSE_CONFIG", path.to_str().expect("a path in UTF-8"));
+    assert_eq!(named.ask(&["status"])["pipelines"][0]["name"], "other");
+    let answer = named.json(&["validate"]).json();
+    assert_eq!(answer["configuration"]["catalog"]["path"], json!(elsewhere.path().join("lake/catalog.db")));
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_before_anything_starts() {
+    for (config, code, part) in [
+        (format!("{CONFIG}\nhots = 1"), "CONFIG_UNKNOWN_KEY", "host"),
+        (format!("{CONFIG}\npassword = \"{CANARY}\""), "CONFIG_SECRET_INLINE", "env"),
+        (
+            format!("{CONFIG}\npassword = {{ env = \"LAKEHOUSE_TEST_NOT_SET\" }}"),
+            "SECRET_UNREADABLE",
+            "LAKEHOUSE_TEST_NOT_SET",
+        ),
+        (format!("{CONFIG}\npassword = {{ rds_iam = true }}"), "SECRET_UNSUPPORTED", "file"),
+        (format!("[pipelines.app]\ncommit_interval_seconds = 601\n{CONFIG}"), "CONFIG_VALUE", "600"),
+        ("[pipelines.App.postgres]".to_owned(), "CONFIG_NAME", "a-z"),
+        ("[catalog".to_owned(), "CONFIG_SYNTAX", "line 1"),
+        (String::new(), "CONFIG_NO_PIPELINE", "[pipelines.NAME]"),
+        (format!("[api]\n{CONFIG}"), "NOT_YET", "replicate"),
+        ("[pipelines.app.dynamodb]\ntables = [\"t\"]".to_owned(), "NOT_YET", "--pipeline"),
+        (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "NOT_YET", "sqlite"),
+        (format!("[catalog]\nwarehouse = \"s3://bucket/prefix\"\n{CONFIG}"), "NOT_YET", "folder"),
+    ] {
+        let installation = Installation::new(&config);
+        let answer = installation.json(&["run"]);
+        assert_eq!(answer.error(), (2, code.to_owned()), "{answer:?}");
+        assert!(answer.text().contains(part), "{answer:?}");
+        assert!(!format!("{answer:?}").contains(CANARY), "{answer:?}");
+        assert!(!installation.path().join("lake").exists(), "{code}: nothing is created");
+    }
+}
+
+#[test]
+fn a_secret_is_never_printed() {
+    let config = format!("{CONFIG}\npassword = {{ env = \"THE_PASSWORD\" }}");
+    let installation = Installation::new(&config).variable("THE_PASSWORD", CANARY).variable("RUST_LOG", "trace");
+    for arguments in [&["validate"][..], &["status"], &["--json", "validate"], &["--json", "status"], &["verify"]] {
+        let answer = installation.run(arguments);
+        assert!(!format!("{answer:?}").contains(CANARY), "{answer:?}");
+    }
+    let validated = installation.json(&["validate"]).json();
+    assert_eq!(validated["configuration"]["pipelines"]["app"]["postgres"]["password"], json!({"env": "THE_PASSWORD"}));
+}
+
+#[test]
+fn before_the_first_start_a_pipeline_is_new_and_nothing_is_created() {
+    let installation = Installation::new(CONFIG);
+    let status = installation.ask(&["status"]);
+    let expected = json!({"pipelines": [{
+        "name": "app", "source": "postgres", "state": "new", "code": null, "epoch": 0, "position": null,
+        "source_position": null, "lag_seconds": null, "lag_bytes": null, "cut": null, "tables": [],
+    }]});
+    assert_eq!(status, expected);
+    assert_eq!(installation.run(&["status"]).code, 0);
+    for verb in [&["tables"][..], &["snapshots", "app.t"], &["rows", "app.t"], &["fsck"], &["verify"]] {
+        assert_eq!(installation.json(verb).error(), (1, "CATALOG_MISSING".to_owned()), "{verb:?}");
+    }
+    let waited = installation.json(&["wait", "--position", "0/1", "--timeout", "10ms"]);
+    assert_eq!(waited.error(), (1, "WAIT_TIMEOUT".to_owned()));
+    assert!(!installation.path().join("lake").exists());
+}
+
+#[test]
+fn validation_names_what_is_wrong_with_code_and_remedy() {
+    let installation = Installation::new(CONFIG);
+    let answer = installation.json(&["validate"]);
+    assert_eq!((answer.code, &answer.json()["verdict"]), (2, &json!("invalid")));
+    let finding = &answer.json()["findings"][0];
+    let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!((text("pipeline"), text("code"), text("severity")), ("app".into(), "REFUSED".into(), "error".into()));
+    assert!(!text("message").is_empty() && !text("fix").is_empty());
+    let answer = installation.run(&["validate"]);
+    assert!(answer.text().contains("error REFUSED: ") && answer.text().ends_with("verdict: invalid\n"), "{answer:?}");
+}
+
+#[test]
+fn a_pipeline_that_only_a_person_can_help_halts_with_its_code() {
+    let config = CONFIG.replace("127.0.0.1", "db.example.com");
+    let installation = Installation::new(&config);
+    let answer = installation.json(&["replicate"]);
+    assert_eq!(answer.error(), (4, "TLS_REQUIRED".to_owned()));
+    let pipeline = &installation.ask(&["status"])["pipelines"][0];
+    assert_eq!((&pipeline["state"], &pipeline["code"]), (&json!("halted"), &json!("TLS_REQUIRED")));
+}
+
+#[test]
+fn a_worker_retries_what_time_heals_and_stops_when_told() {
+    let installation = Installation::new(CONFIG);
+    let mut worker = installation.spawn(&["run"]);
+    let file = installation.path().join("state/app/worker.json");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let state: Option<Value> = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        if state.is_some_and(|state| state["state"] == "retrying" && state["code"] == "REFUSED") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the worker has not said that it retries");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let told = Command::new("kill").args(["-TERM", &worker.id().to_string()]).status().expect("kill starts");
+    assert!(told.success());
+    assert_eq!(worker.wait().expect("the worker ends").code(), Some(0));
+    let pipeline = &installation.ask(&["status"])["pipelines"][0];
+    assert_eq!((&pipeline["state"], &pipeline["code"]), (&json!("new"), &Value::Null));
+}

@@ -1,0 +1,123 @@
+//! A small lake of one pipeline, made with the core: a copy at 0/64, then two batches that end at 0/C8 and 0/12C.
+
+use std::sync::Arc;
+
+use arrow_array::{
+    ArrayRef, Decimal128Array, FixedSizeBinaryArray, Int64Array, StringArray, TimestampMicrosecondArray,
+};
+use arrow_schema::{DataType, TimeUnit};
+use lakehouse_core::batch::Batch;
+use lakehouse_core::catalog::{Catalog, SqliteCatalog};
+use lakehouse_core::change::{ChangeChunk, Operation, Origin};
+use lakehouse_core::commit::Control;
+use lakehouse_core::lakehouse::{Environment, Lakehouse, Written};
+use lakehouse_core::planted::Planted;
+use lakehouse_core::position::Position;
+use lakehouse_core::schema::{Column, Key, TableName, TableSchema};
+use lakehouse_core::storage::Storage;
+
+use super::Installation;
+
+/// Its source does not answer.
+pub(crate) const CONFIG: &str = r#"
+    [pipelines.app.postgres]
+    host = "127.0.0.1"
+    port = 1
+    database = "d"
+    user = "u"
+    tls = "disable"
+"#;
+
+type Row<'a> = (i64, Option<&'a str>, Option<i128>);
+
+/// An installation whose lake holds `app.orders`: rows 1 to 3 copied; then 2 updated, 3 deleted, 4 inserted; then 5.
+pub(crate) async fn installation() -> Installation {
+    let installation = Installation::new(CONFIG);
+    let lake = installation.path().join("lake");
+    let storage = Storage::local();
+    let catalog = SqliteCatalog::open(&lake.join("catalog.db"), &lake.join("warehouse"), storage.clone());
+    let catalog: Arc<dyn Catalog> = Arc::new(catalog.expect("a new catalog"));
+    let control = Control::open(Arc::clone(&catalog), storage.clone(), "app").await.expect("a control table");
+    let local_state = installation.path().join("state/app");
+    let environment = Environment { catalog, storage, local_state, sync_local_state: false, planted: Planted::none() };
+    let schema = Arc::new(schema());
+    let start = Position::new(0x64);
+    let lakehouse = Lakehouse::go(environment, control, "test".to_owned(), start, vec![Arc::clone(&schema)]).await;
+    let mut lakehouse = lakehouse.expect("a new lake");
+
+    let mut copy = lakehouse.begin_copy(&schema.source).expect("a copy");
+    let mut writer = copy.target().writer().expect("a writer");
+    let rows = [(1, Some("Ann"), Some(150)), (2, Some("Bob \"B\", Jr."), None), (3, Some(""), Some(-5))];
+    writer.write(&schema, &columns(&rows)).expect("rows fit");
+    copy.commit_chunk(writer.finish().expect("files")).await.expect("a chunk");
+    lakehouse.finish_copy(copy, start).await.expect("a copied table");
+
+    use Operation::{Delete, Insert, Update};
+    let rows = [(Update, (2, Some("Bea"), Some(1))), (Delete, (3, None, None)), (Insert, (4, None, Some(99)))];
+    commit(&mut lakehouse, &schema, 0xC8, &rows).await;
+    commit(&mut lakehouse, &schema, 0x12C, &[(Insert, (5, Some("Eve"), None))]).await;
+    installation
+}
+
+async fn commit(lakehouse: &mut Lakehouse, schema: &Arc<TableSchema>, to: u64, changes: &[(Operation, Row<'_>)]) {
+    let origin = |ordinal: usize| Origin {
+        commit: Position::new(to),
+        committed_at: 1_700_000_000_000_000,
+        transaction: 7,
+        ordinal: i32::try_from(ordinal).expect("few changes"),
+    };
+    let rows: Vec<Row<'_>> = changes.iter().map(|(_, row)| *row).collect();
+    let mut batch = Batch::default();
+    batch.absorb(ChangeChunk {
+        schema: Arc::clone(schema),
+        operations: changes.iter().map(|(operation, _)| *operation).collect(),
+        origins: (0..changes.len()).map(origin).collect(),
+        rows: columns(&rows),
+        before: None,
+        unchanged: vec![],
+    });
+    batch.close_at(Position::new(to));
+    let Written::Batch(written) = lakehouse.write(batch).await.expect("files") else { panic!("a closed batch") };
+    lakehouse.commit(written).await.expect("a commit").expect("a cut");
+}
+
+fn schema() -> TableSchema {
+    let utc = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
+    let column = |name: &str, data_type: DataType| Column {
+        name: name.to_owned(),
+        source_name: name.to_owned(),
+        source_type: "x".to_owned(),
+        data_type,
+        required: name == "id",
+    };
+    TableSchema {
+        source: "public.orders".to_owned(),
+        mirror: TableName::new("app", "orders"),
+        columns: vec![
+            column("id", DataType::Int64),
+            column("name", DataType::Utf8),
+            column("amount", DataType::Decimal128(10, 2)),
+            column("token", DataType::FixedSizeBinary(16)),
+            column("at", utc),
+        ],
+        key: Key::Columns(vec![0]),
+        before_columns: vec![0],
+        partition: vec![],
+        history: true,
+    }
+}
+
+/// Token and time follow from the id.
+fn columns(rows: &[Row<'_>]) -> Vec<ArrayRef> {
+    let ids = || rows.iter().map(|row| row.0);
+    let tokens: Vec<[u8; 16]> = ids().map(|id| [u8::try_from(id).expect("a small id"); 16]).collect();
+    let amounts: Decimal128Array = rows.iter().map(|row| row.2).collect();
+    let at: TimestampMicrosecondArray = ids().map(|id| Some(id * 1_000_000)).collect();
+    vec![
+        Arc::new(ids().map(Some).collect::<Int64Array>()),
+        Arc::new(rows.iter().map(|row| row.1).collect::<StringArray>()),
+        Arc::new(amounts.with_precision_and_scale(10, 2).expect("amounts fit")),
+        Arc::new(FixedSizeBinaryArray::try_from_iter(tokens.into_iter()).expect("16 bytes each")),
+        Arc::new(at.with_timezone("+00:00")),
+    ]
+}

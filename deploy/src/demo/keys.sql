@@ -1,0 +1,10 @@
+ALTER TABLE entry_passes ADD FOREIGN KEY (customer_id) REFERENCES customers;
+ALTER TABLE payments ADD FOREIGN KEY (pass_id) REFERENCES entry_passes, ADD FOREIGN KEY (customer_id) REFERENCES customers;
+ALTER TABLE refunds ADD FOREIGN KEY (payment_id, paid_at) REFERENCES payments;
+CREATE INDEX ON entry_passes (customer_id);
+CREATE INDEX ON payments (pass_id);
+CREATE INDEX ON payments (customer_id);
+CREATE INDEX ON refunds (payment_id, paid_at);
+SELECT setval(pg_get_serial_sequence('entry_passes', 'id'), (SELECT max(id) FROM entry_passes));
+SELECT setval('payment_ids', (SELECT max(id) FROM payments));
+ANALYZE;

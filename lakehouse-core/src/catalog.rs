@@ -1,0 +1,94 @@
+//! What the committer asks of a catalog: a pointer to metadata that moves by compare-and-swap.
+//!
+//! Planning, looking after a lost answer and retrying are the committer's (`commit.rs`), never a catalog's.
+
+mod sqlite;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use iceberg::spec::TableMetadata;
+use iceberg::{MetadataLocation, TableCreation, TableUpdate};
+
+use crate::error::Problem;
+use crate::schema::TableName;
+use crate::storage::{Storage, iceberg_problem};
+
+pub use sqlite::SqliteCatalog;
+
+/// One state of a table, and the token that the catalog compares at the swap (protocol "Token").
+#[derive(Clone, Debug)]
+pub struct LoadedTable {
+    pub name: TableName,
+    pub metadata: Arc<TableMetadata>,
+    /// Where the metadata file stands.
+    pub metadata_location: String,
+    pub token: String,
+}
+
+impl LoadedTable {
+    pub fn property(&self, key: &str) -> Option<&str> {
+        self.metadata.properties().get(key).map(String::as_str)
+    }
+
+    /// The current snapshot's id; `None` for a table without commits.
+    pub fn snapshot_id(&self) -> Option<i64> {
+        self.metadata.current_snapshot_id()
+    }
+}
+
+/// What is known after one attempt to commit (protocol B6). An `Err` beside it means that nothing was sent.
+#[derive(Debug)]
+pub enum Swap {
+    Landed(LoadedTable),
+    /// The catalog said no: the table has moved.
+    Rejected,
+    /// No answer, or none that can be understood. It may have landed, or may land later.
+    Unknown(String),
+}
+
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// All tables of a namespace, sorted; of the whole catalog when `namespace` is `None`.
+    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem>;
+
+    /// The table as it stands. `known` spares reading metadata that has not moved. `None` if there is no such table.
+    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem>;
+
+    /// Creates the table, or returns the one that another process has created meanwhile.
+    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem>;
+
+    /// One attempt with the token of `base`, sent once (protocol B4, B5).
+    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem>;
+}
+
+/// Applies `updates` to `base`, writes the next metadata file and makes it durable: all of a commit but the swap.
+pub async fn write_next_metadata(
+    storage: &Storage,
+    base: &LoadedTable,
+    updates: Vec<TableUpdate>,
+) -> Result<(Arc<TableMetadata>, String), Problem> {
+    let subject = base.name.to_string();
+    let invalid = |error: iceberg::Error| iceberg_problem(&subject, "built", &error);
+    let mut builder = TableMetadata::clone(&base.metadata).into_builder(Some(base.metadata_location.clone()));
+    for update in updates {
+        builder = update.apply(builder).map_err(invalid)?;
+    }
+    let metadata = builder.build().map_err(invalid)?.metadata;
+    let previous: MetadataLocation = base.metadata_location.parse().map_err(invalid)?;
+    let location = previous.with_next_version().with_new_metadata(&metadata);
+    write_metadata(storage, &base.name, &metadata, &location).await?;
+    Ok((Arc::new(metadata), location.to_string()))
+}
+
+/// Writes one metadata file and makes it durable.
+pub async fn write_metadata(
+    storage: &Storage,
+    name: &TableName,
+    metadata: &TableMetadata,
+    location: &MetadataLocation,
+) -> Result<(), Problem> {
+    let written = metadata.write_to(storage.io(), location).await;
+    written.map_err(|error| iceberg_problem(&name.to_string(), "written", &error))?;
+    storage.make_durable(vec![location.to_string()]).await
+}

@@ -1,0 +1,420 @@
+//! One table, one commit: attempt, look, and rebuild or stop (protocol sections B and C).
+//!
+//! The position moves in the commit that carries the rows. Every attempt begins with a load and is judged by the table's
+//! own position against the one this incarnation expects; an answer that did not come is never taken for a failure.
+//! No file is ever deleted here (protocol B10).
+
+mod control;
+mod manifest;
+pub mod properties;
+mod snapshot;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iceberg::TableUpdate;
+use iceberg::spec::{Operation, Schema, SchemaRef};
+use sha2::{Digest, Sha256};
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use crate::catalog::{Catalog, LoadedTable, Swap};
+use crate::error::{Problem, Reaction};
+use crate::live::LiveFiles;
+use crate::planted::{Bug, Planted};
+use crate::position::Position;
+use crate::schema::TableName;
+use crate::storage::Storage;
+use crate::write::NewFile;
+
+pub use control::{
+    Control, ControlState, Cut, DurablePosition, LeftTable, NAMESPACE as CONTROL_NAMESPACE, recorded_cuts,
+};
+use properties::{CopyProgress, TableState};
+use snapshot::{SnapshotHeader, build_snapshot};
+
+/// Attempts of one commit before the incarnation gives up and resumes from its cut.
+const ATTEMPTS: u32 = 8;
+/// First pause after an unknown outcome; it doubles, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Snapshots that a table keeps in its metadata; the oldest beyond leave it, so that metadata stays small.
+const SNAPSHOTS: usize = 2_000;
+/// Snapshots that leave at a time.
+const SNAPSHOTS_AT_ONCE: usize = 200;
+
+/// Who commits: one incarnation of one pipeline's worker.
+#[derive(Clone)]
+pub struct Committer {
+    pub catalog: Arc<dyn Catalog>,
+    pub storage: Storage,
+    /// The source's identity, as text; compared, never read.
+    pub source: String,
+    pub epoch: u64,
+    pub planted: Planted,
+}
+
+/// The files that one commit adds and removes.
+#[derive(Clone, Debug, Default)]
+pub struct FileChange {
+    pub added: Vec<NewFile>,
+    /// New position-delete files, each for one data file.
+    pub deletes: Vec<NewFile>,
+    /// Delete files that `deletes` supersede.
+    pub replaced_deletes: HashSet<String>,
+    /// Everything that was live before goes first (a truncate, or a copy that begins anew).
+    pub remove_all: bool,
+}
+
+/// What a commit does to the table's lanes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advance {
+    /// Changes in `(expected, to]` (protocol B3).
+    Changes { to: Position },
+    /// A chunk of the copy; with the last one the table gets its position (protocol A5).
+    Copy { progress: CopyProgress, position: Option<Position> },
+}
+
+/// Rows that a commit inserts, updates and deletes; and a sum over the hashes of the keys written (for `fsck`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub inserted: u64,
+    pub updated: u64,
+    pub deleted: u64,
+    pub digest: u128,
+}
+
+/// One commit, planned on what [`LakeTable`] knows. Its snapshot id stays the same over all attempts (protocol B2).
+#[derive(Clone, Debug)]
+pub struct TableCommit {
+    pub change: FileChange,
+    pub advance: Advance,
+    pub counts: Counts,
+    /// The schema to make current first, if it is not yet.
+    pub schema: Option<Schema>,
+}
+
+/// A table as this incarnation knows it: from its one read after GO, or from its own landed commits.
+#[derive(Debug)]
+pub struct LakeTable {
+    pub loaded: LoadedTable,
+    pub state: TableState,
+    pub live: LiveFiles,
+    /// Snapshots that must stay in the metadata (protocol C6).
+    pub protected: HashSet<i64>,
+}
+
+impl LakeTable {
+    pub async fn open(storage: &Storage, loaded: LoadedTable) -> Result<Self, Problem> {
+        let state = TableState::of(&loaded)?;
+        let live = LiveFiles::load(storage, &loaded, loaded.snapshot_id()).await?;
+        Ok(Self { loaded, state, live, protected: HashSet::new() })
+    }
+
+    pub fn name(&self) -> &TableName {
+        &self.loaded.name
+    }
+
+    /// e(T): the position that this incarnation knows the table to have (protocol B3).
+    pub fn expected(&self) -> Option<Position> {
+        self.state.position
+    }
+
+    pub fn schema(&self) -> &SchemaRef {
+        self.loaded.metadata.current_schema()
+    }
+}
+
+/// What a load says about a commit that is to be attempted.
+enum Judgement {
+    /// The table stands where we expect it.
+    Attempt,
+    /// Our commit is there.
+    Landed,
+    /// Another incarnation or another source writes here.
+    Fenced(String),
+    /// The table is somewhere else: forget everything and resume from the cut.
+    Moved(String),
+}
+
+impl Committer {
+    /// Commits to one table and follows it. On success the table stands at the new snapshot. An error with
+    /// [`Reaction::Retry`] means: resume from the cut, having forgotten everything; nothing is known to have failed.
+    pub async fn commit(&self, table: &mut LakeTable, commit: TableCommit) -> Result<i64, Problem> {
+        let files = commit.change.added.iter().chain(&commit.change.deletes);
+        self.storage.make_durable(files.map(|new| new.file.file_path().to_owned()).collect()).await?;
+        let batch = self.batch_id(table, &commit.advance);
+        let snapshot_id = new_snapshot_id(&table.loaded);
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1..=ATTEMPTS {
+            let head = self.load(table).await?;
+            match self.judge(table, &head, &commit.advance, snapshot_id)? {
+                Judgement::Attempt => {}
+                Judgement::Landed => {
+                    self.adopt(table, head).await?;
+                    return Ok(snapshot_id);
+                }
+                Judgement::Fenced(why) => return Err(fenced(table.name(), &why)),
+                Judgement::Moved(why) => return Err(moved(table.name(), &why)),
+            }
+            let base = if self.rebases() { &head } else { &table.loaded };
+            let built = self.build(base, table, &commit, &batch, snapshot_id).await?;
+            match self.catalog.commit(base, built.updates).await? {
+                Swap::Landed(loaded) => {
+                    table.live.advance(&commit.change, built.manifests, built.deletes);
+                    table.state = TableState::of(&loaded)?;
+                    table.loaded = loaded;
+                    debug!(table = %table.name(), snapshot_id, attempt, "committed");
+                    return Ok(snapshot_id);
+                }
+                Swap::Rejected => debug!(table = %table.name(), attempt, "commit rejected, looking again"),
+                Swap::Unknown(why) => {
+                    warn!(table = %table.name(), attempt, why, "commit has no answer, looking again");
+                    self.after_unknown(&commit.change).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+        Err(moved(table.name(), "no attempt got an answer that settles it"))
+    }
+
+    async fn load(&self, table: &LakeTable) -> Result<LoadedTable, Problem> {
+        let head = self.catalog.load(table.name(), Some(&table.loaded)).await?;
+        head.ok_or_else(|| {
+            let remedy = "restore the table, or resync it";
+            Problem::halt("TABLE_MISSING", table.name().to_string(), "the table is gone from the catalog", remedy)
+        })
+    }
+
+    /// Protocol B3, on the load that the attempt will be made with.
+    fn judge(
+        &self,
+        table: &LakeTable,
+        head: &LoadedTable,
+        advance: &Advance,
+        snapshot_id: i64,
+    ) -> Result<Judgement, Problem> {
+        if self.planted.is(Bug::BlindRebase) {
+            return Ok(Judgement::Attempt);
+        }
+        let state = TableState::of(head)?;
+        if state.epoch > self.epoch {
+            return Ok(Judgement::Fenced(format!("epoch {} is above ours, {}", state.epoch, self.epoch)));
+        }
+        if state.source.as_ref().is_some_and(|source| *source != self.source) {
+            return Ok(Judgement::Fenced("another source writes here".into()));
+        }
+        if self.planted.is(Bug::TrustLease) {
+            return Ok(Judgement::Attempt);
+        }
+        let reached = match advance {
+            Advance::Changes { to } => state.position == Some(*to),
+            Advance::Copy { progress, position } => {
+                state.copy.as_ref() == Some(progress) && state.position == *position
+            }
+        };
+        // Ours, and nothing on top of it. Another incarnation's commit of the same batch holds other files, and a foreign
+        // one must be looked at first (protocol F6): both mean to begin again from what stands there.
+        if reached && head.snapshot_id() == Some(snapshot_id) {
+            return Ok(Judgement::Landed);
+        }
+        if head.metadata_location == table.loaded.metadata_location {
+            return Ok(Judgement::Attempt);
+        }
+        Ok(Judgement::Moved(match state.position == table.state.position && state.copy == table.state.copy {
+            true => "another engine has committed".into(),
+            false => "another incarnation has committed".into(),
+        }))
+    }
+
+    /// The planted bugs that put a change on whatever head there is.
+    fn rebases(&self) -> bool {
+        self.planted.is(Bug::BlindRebase) || self.planted.is(Bug::TrustLease)
+    }
+
+    /// Our commit had landed although no answer came: read the table as it stands.
+    async fn adopt(&self, table: &mut LakeTable, head: LoadedTable) -> Result<(), Problem> {
+        let protected = std::mem::take(&mut table.protected);
+        *table = LakeTable { protected, ..LakeTable::open(&self.storage, head).await? };
+        Ok(())
+    }
+
+    async fn build(
+        &self,
+        base: &LoadedTable,
+        table: &LakeTable,
+        commit: &TableCommit,
+        batch: &str,
+        snapshot_id: i64,
+    ) -> Result<BuiltCommit, Problem> {
+        let mut updates = Vec::new();
+        let mut schema = SchemaRef::clone(base.metadata.current_schema());
+        if let Some(wanted) = &commit.schema {
+            let id = base.metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0) + 1;
+            let numbered = wanted.clone().into_builder().with_schema_id(id).build();
+            schema = Arc::new(numbered.map_err(|error| {
+                Problem::halt("SCHEMA", base.name.to_string(), format!("schema is not valid: {error}"), "report this")
+            })?);
+            updates.push(TableUpdate::AddSchema { schema: Schema::clone(&schema) });
+            updates.push(TableUpdate::SetCurrentSchema { schema_id: -1 });
+        }
+        let live = match self.rebases() && base.snapshot_id() != table.loaded.snapshot_id() {
+            true => &LiveFiles::load(&self.storage, base, base.snapshot_id()).await?,
+            false => &table.live,
+        };
+        let header = SnapshotHeader {
+            id: snapshot_id,
+            operation: operation(&commit.change),
+            schema,
+            summary: self.summary(table, commit, batch),
+        };
+        let built = build_snapshot(&self.storage, base, live, header, &commit.change).await?;
+        updates.extend(built.updates);
+        let properties = self.properties(&commit.advance, batch);
+        if self.planted.is(Bug::PositionInSummaryOnly) {
+            let kept = properties.into_iter().filter(|(key, _)| key != properties::POSITION).collect();
+            updates.push(TableUpdate::SetProperties { updates: kept });
+        } else {
+            updates.push(TableUpdate::SetProperties { updates: properties });
+        }
+        updates.extend(expire_oldest(table));
+        Ok(BuiltCommit { updates, manifests: built.manifests, deletes: built.deletes })
+    }
+
+    fn properties(&self, advance: &Advance, batch: &str) -> HashMap<String, String> {
+        let mut all = properties::properties([
+            (properties::EPOCH, self.epoch.to_string()),
+            (properties::SOURCE, self.source.clone()),
+            (properties::BATCH, batch.to_owned()),
+            (properties::FORMAT, properties::FORMAT_VERSION.to_string()),
+        ]);
+        let position = match advance {
+            Advance::Changes { to } => Some(*to),
+            Advance::Copy { progress, position } => {
+                let text = serde_json::to_string(progress).expect("a progress is plain data");
+                all.insert(properties::COPY.to_owned(), text);
+                *position
+            }
+        };
+        all.extend(position.map(|position| (properties::POSITION.to_owned(), position.to_string())));
+        all
+    }
+
+    fn summary(&self, table: &LakeTable, commit: &TableCommit, batch: &str) -> HashMap<String, String> {
+        let kind = match &commit.advance {
+            Advance::Changes { .. } => "change",
+            Advance::Copy { .. } => "copy",
+        };
+        let mut summary = properties::properties([
+            (properties::KIND, kind.to_owned()),
+            (properties::EPOCH, self.epoch.to_string()),
+            (properties::BATCH, batch.to_owned()),
+            (properties::INSERTED, commit.counts.inserted.to_string()),
+            (properties::UPDATED, commit.counts.updated.to_string()),
+            (properties::DELETED, commit.counts.deleted.to_string()),
+            (properties::DIGEST, format!("{:032x}", commit.counts.digest)),
+        ]);
+        let to = match &commit.advance {
+            Advance::Changes { to } => Some(*to),
+            Advance::Copy { position, .. } => *position,
+        };
+        let from = table.expected();
+        summary.extend(from.map(|from| (properties::FROM.to_owned(), from.to_string())));
+        summary.extend(to.map(|to| (properties::TO.to_owned(), to.to_string())));
+        summary
+    }
+
+    /// `cdc.batch`: the same batch has the same name whoever forms it (protocol B2).
+    fn batch_id(&self, table: &LakeTable, advance: &Advance) -> String {
+        let range = match advance {
+            Advance::Changes { to } => format!("{}..{to}", table.expected().unwrap_or(Position::START)),
+            Advance::Copy { progress, .. } => format!("copy {} {}", progress.attempt, progress.chunks),
+        };
+        let mut hash = Sha256::new();
+        for part in [self.source.as_str(), &table.name().to_string(), &range] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finalize();
+        digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Nothing: whatever was sent may still land (protocol B7). The planted bug cleans up, as others have.
+    async fn after_unknown(&self, change: &FileChange) {
+        if self.planted.is(Bug::DeleteOnUnknown) {
+            for new in change.added.iter().chain(&change.deletes) {
+                let _ = self.storage.io().delete(new.file.file_path()).await;
+            }
+        }
+    }
+}
+
+struct BuiltCommit {
+    updates: Vec<TableUpdate>,
+    manifests: Vec<iceberg::spec::ManifestFile>,
+    deletes: Vec<crate::live::LiveDelete>,
+}
+
+fn operation(change: &FileChange) -> Operation {
+    match (change.remove_all || !change.deletes.is_empty(), change.added.is_empty()) {
+        (false, _) => Operation::Append,
+        (true, true) => Operation::Delete,
+        (true, false) => Operation::Overwrite,
+    }
+}
+
+/// A snapshot id that the table does not know.
+fn new_snapshot_id(table: &LoadedTable) -> i64 {
+    loop {
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        let id = ((high ^ low) >> 1).cast_signed();
+        if id != 0 && table.metadata.snapshot_by_id(id).is_none() {
+            return id;
+        }
+    }
+}
+
+/// The oldest snapshots beyond the window, without those that the protocol protects (C6) and those that have a name.
+fn expire_oldest(table: &LakeTable) -> Option<TableUpdate> {
+    let metadata = &table.loaded.metadata;
+    if metadata.snapshots().len() < SNAPSHOTS + SNAPSHOTS_AT_ONCE {
+        return None;
+    }
+    let named = named_snapshots(&table.loaded);
+    let mut snapshots: Vec<_> = metadata.snapshots().collect();
+    snapshots.sort_by_key(|snapshot| snapshot.sequence_number());
+    let keep = |id: i64| {
+        table.protected.contains(&id) || named.contains_key(&id) || metadata.current_snapshot_id() == Some(id)
+    };
+    let ids = snapshots.iter().map(|snapshot| snapshot.snapshot_id()).filter(|&id| !keep(id));
+    Some(TableUpdate::RemoveSnapshots { snapshot_ids: ids.take(SNAPSHOTS_AT_ONCE).collect() })
+}
+
+/// Snapshots that a tag or a branch points at. The library lists references only in the metadata's text.
+pub fn named_snapshots(table: &LoadedTable) -> HashMap<i64, Vec<String>> {
+    let text = serde_json::to_value(&*table.metadata).unwrap_or_default();
+    let mut names: HashMap<i64, Vec<String>> = HashMap::new();
+    for (name, reference) in text["refs"].as_object().into_iter().flatten() {
+        if let Some(id) = reference["snapshot-id"].as_i64() {
+            names.entry(id).or_default().push(name.clone());
+        }
+    }
+    names
+}
+
+fn fenced(table: &TableName, why: &str) -> Problem {
+    Problem {
+        code: "FENCED",
+        message: format!("another worker has taken over: {why}"),
+        subject: table.to_string(),
+        remedy: "nothing, if another worker is meant to run; else stop it: two workers on one pipeline take turns"
+            .into(),
+        reaction: Reaction::Retry,
+    }
+}
+
+fn moved(table: &TableName, why: &str) -> Problem {
+    Problem::retry("TABLE_MOVED", table.to_string(), why.to_owned())
+}

@@ -1,0 +1,89 @@
+//! The `cdc.*` properties: what a table says of itself, in the same commit as its data (protocol B1).
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::LoadedTable;
+use crate::error::Problem;
+use crate::position::Position;
+
+pub const POSITION: &str = "cdc.position";
+pub const EPOCH: &str = "cdc.epoch";
+pub const OWNER: &str = "cdc.owner";
+pub const SOURCE: &str = "cdc.source";
+pub const BATCH: &str = "cdc.batch";
+pub const FORMAT: &str = "cdc.format";
+pub const COPY: &str = "cdc.copy";
+pub const CUT: &str = "cdc.cut";
+/// Set before a slot is created, so that a slot found later is known to be ours.
+pub const INTENT: &str = "cdc.intent";
+/// The source's own name of the table: names in the lake are folded.
+pub const SOURCE_TABLE: &str = "cdc.source_table";
+
+/// What this binary writes and understands; a higher one is refused (protocol D, NEWER_FORMAT).
+pub const FORMAT_VERSION: u32 = 1;
+
+/// In snapshot summaries, for audit only (protocol B1).
+pub const KIND: &str = "cdc.kind";
+pub const FROM: &str = "cdc.from";
+pub const TO: &str = "cdc.to";
+pub const INSERTED: &str = "cdc.inserted";
+pub const UPDATED: &str = "cdc.updated";
+pub const DELETED: &str = "cdc.deleted";
+pub const DIGEST: &str = "cdc.digest";
+
+/// How far the copy of a table has come (protocol A5): a lane of its own beside the position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Names one attempt to copy: another attempt begins from nothing.
+    pub attempt: String,
+    /// Chunks that have landed.
+    pub chunks: u64,
+    pub done: bool,
+}
+
+/// The properties of a mirror or a history, parsed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableState {
+    /// `None` until the copy is done.
+    pub position: Option<Position>,
+    pub epoch: u64,
+    pub source: Option<String>,
+    pub batch: Option<String>,
+    pub copy: Option<CopyProgress>,
+}
+
+impl TableState {
+    pub fn of(table: &LoadedTable) -> Result<Self, Problem> {
+        let format = number(table, FORMAT)?.unwrap_or(0);
+        if format > u64::from(FORMAT_VERSION) {
+            let message = format!("the table has format {format}, this binary knows up to {FORMAT_VERSION}");
+            let remedy = "run the newer release that wrote it";
+            return Err(Problem::halt("NEWER_FORMAT", table.name.to_string(), message, remedy));
+        }
+        let position = table.property(POSITION).map(str::parse).transpose();
+        let copy = table.property(COPY).map(serde_json::from_str).transpose();
+        Ok(Self {
+            position: position.map_err(|_| unreadable(table, POSITION))?,
+            epoch: number(table, EPOCH)?.unwrap_or(0),
+            source: table.property(SOURCE).map(str::to_owned),
+            batch: table.property(BATCH).map(str::to_owned),
+            copy: copy.map_err(|_| unreadable(table, COPY))?,
+        })
+    }
+}
+
+pub(super) fn number(table: &LoadedTable, key: &str) -> Result<Option<u64>, Problem> {
+    table.property(key).map(str::parse).transpose().map_err(|_| unreadable(table, key))
+}
+
+pub(super) fn unreadable(table: &LoadedTable, key: &str) -> Problem {
+    let message = format!("property {key} has a value that this binary did not write");
+    Problem::halt("PROPERTY_DAMAGED", table.name.to_string(), message, "restore the property, or resync the table")
+}
+
+/// Properties as an update of Iceberg's.
+pub(super) fn properties<const N: usize>(pairs: [(&str, String); N]) -> HashMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}

@@ -1,0 +1,470 @@
+//! One incarnation of one pipeline at work: its tables, its control table, and the two steps between a batch and the
+//! proof that it is durable.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use iceberg::TableCreation;
+use iceberg::spec::{Schema, UnboundPartitionSpec};
+use tracing::{error, info};
+
+use crate::batch::{Batch, HaltedTable};
+use crate::catalog::{Catalog, LoadedTable};
+use crate::change::ChangeChunk;
+use crate::commit::properties::{self, CopyProgress, TableState};
+use crate::commit::{
+    Advance, Committer, Control, Counts, Cut, DurablePosition, FileChange, LakeTable, LeftTable, TableCommit,
+};
+use crate::copy::{TableCopy, index_folder};
+use crate::error::{Problem, Reaction};
+use crate::foreign::check_foreign;
+use crate::history::History;
+use crate::mirror::Mirror;
+use crate::planted::{Bug, Planted};
+use crate::position::Position;
+use crate::schema::{TableName, TableSchema};
+use crate::storage::Storage;
+
+/// Tables written, or committed, at the same time.
+const TABLES_AT_ONCE: usize = 4;
+
+/// What a pipeline needs beside its tables.
+#[derive(Clone)]
+pub struct Environment {
+    pub catalog: Arc<dyn Catalog>,
+    pub storage: Storage,
+    /// Key indexes and spools; may be deleted at any time.
+    pub local_state: PathBuf,
+    /// Key indexes survive a loss of power, not only of the process.
+    pub sync_local_state: bool,
+    pub planted: Planted,
+}
+
+/// One incarnation of a pipeline's worker, after GO (protocol D).
+pub struct Lakehouse {
+    environment: Environment,
+    control: Control,
+    committer: Committer,
+    /// By name at the source.
+    tables: BTreeMap<String, CapturedTable>,
+    left: BTreeMap<String, LeftTable>,
+}
+
+struct CapturedTable {
+    schema: Arc<TableSchema>,
+    mirror: Option<Mirror>,
+    history: Option<History>,
+}
+
+/// What `write` has made of a batch.
+pub enum Written {
+    /// A part of a transaction larger than memory: its files are there, the batch is still open.
+    Part,
+    Batch(WrittenBatch),
+}
+
+/// A closed batch whose files are written and that nothing knows yet. Only [`Lakehouse::write`] makes one.
+pub struct WrittenBatch {
+    to: Position,
+}
+
+impl Lakehouse {
+    /// GO: takes the pipeline over, then reads its tables, creating those that are missing (protocol D, start-up).
+    /// `first` is the cut of a pipeline that has none: its source's consistent point and no tables.
+    pub async fn go(
+        environment: Environment,
+        mut control: Control,
+        source: String,
+        first: Position,
+        schemas: Vec<Arc<TableSchema>>,
+    ) -> Result<Self, Problem> {
+        let first = Cut {
+            source: source.clone(),
+            position: first,
+            epoch: 0,
+            committed_at: chrono::Utc::now().timestamp_millis(),
+            tables: BTreeMap::new(),
+            left: BTreeMap::new(),
+        };
+        check_sources(environment.catalog.as_ref(), &control, &source, &schemas).await?;
+        let epoch = control.raise_epoch(Some(first)).await?;
+        let committer = Committer {
+            catalog: Arc::clone(&environment.catalog),
+            storage: environment.storage.clone(),
+            source,
+            epoch,
+            planted: environment.planted,
+        };
+        let left = control.state().cut.as_ref().map(|cut| cut.left.clone()).unwrap_or_default();
+        let mut lakehouse = Self { environment, control, committer, tables: BTreeMap::new(), left };
+        for schema in schemas {
+            lakehouse.open_table(schema).await?;
+        }
+        lakehouse.begin_histories().await?;
+        lakehouse.protect();
+        Ok(lakehouse)
+    }
+
+    async fn open_table(&mut self, schema: Arc<TableSchema>) -> Result<(), Problem> {
+        let mut captured = CapturedTable { schema: Arc::clone(&schema), mirror: None, history: None };
+        if schema.has_mirror() {
+            let iceberg = schema.mirror_schema()?;
+            let spec = schema.partition_spec(&iceberg)?;
+            let loaded = self.load_or_create(&schema.mirror, &schema, iceberg, spec).await?;
+            check_source(&loaded, &self.committer.source)?;
+            let opened = self.open_mirror(loaded, &schema).await;
+            captured.mirror = self.opened_or_left(&schema.source, opened)?;
+        }
+        if schema.history || !schema.has_mirror() {
+            let iceberg = schema.history_schema()?;
+            let spec = schema.history_partition_spec(&iceberg)?;
+            let loaded = self.load_or_create(&schema.mirror.history(), &schema, iceberg, spec).await?;
+            check_source(&loaded, &self.committer.source)?;
+            let opened = self.open_history(loaded).await;
+            captured.history = self.opened_or_left(&schema.source, opened)?;
+        }
+        self.tables.insert(schema.source.clone(), captured);
+        Ok(())
+    }
+
+    /// A table that cannot be opened leaves the cut; the others go on (protocol C8, F6).
+    fn opened_or_left<T>(&mut self, source: &str, opened: Result<T, Problem>) -> Result<Option<T>, Problem> {
+        match opened {
+            Err(problem) if problem.reaction == Reaction::HaltTable => {
+                self.leave(source, self.resume_position(), problem.code, problem.message);
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    async fn open_history(&self, loaded: LoadedTable) -> Result<History, Problem> {
+        let storage = &self.environment.storage;
+        check_foreign(storage, &loaded).await?;
+        History::open(storage, LakeTable::open(storage, loaded).await?)
+    }
+
+    async fn open_mirror(&self, loaded: LoadedTable, schema: &TableSchema) -> Result<Mirror, Problem> {
+        check_foreign(&self.environment.storage, &loaded).await?;
+        let Environment { storage, local_state, sync_local_state, planted, .. } = &self.environment;
+        let table = LakeTable::open(storage, loaded).await?;
+        let folder = index_folder(local_state, &schema.mirror);
+        let copied = table.state.position.is_some();
+        let mut mirror = Mirror::open(storage, table, schema, &folder, *sync_local_state, *planted)?;
+        if copied {
+            mirror.move_index().await?;
+        }
+        Ok(mirror)
+    }
+
+    async fn load_or_create(
+        &self,
+        name: &TableName,
+        schema: &TableSchema,
+        iceberg: Schema,
+        spec: UnboundPartitionSpec,
+    ) -> Result<LoadedTable, Problem> {
+        let catalog = &self.environment.catalog;
+        if let Some(loaded) = catalog.load(name, None).await? {
+            return Ok(loaded);
+        }
+        let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let properties = HashMap::from([
+            text(properties::SOURCE_TABLE, &schema.source),
+            text(properties::SOURCE, &self.committer.source),
+            text(properties::FORMAT, &properties::FORMAT_VERSION.to_string()),
+            text("write.metadata.previous-versions-max", "10"),
+            text("write.parquet.compression-codec", "zstd"),
+        ]);
+        let creation = TableCreation::builder()
+            .name(name.name.clone())
+            .schema(iceberg)
+            .partition_spec(spec)
+            .properties(properties)
+            .build();
+        info!(table = %name, "table is created");
+        catalog.create(name, creation).await
+    }
+
+    /// The source's position from which changes are needed: the cut's (protocol C4).
+    pub fn resume_position(&self) -> Position {
+        self.control.state().cut.as_ref().map_or(Position::START, |cut| cut.position)
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.committer.epoch
+    }
+
+    /// Columns that a captured table has in the lake, by their names there.
+    pub fn columns(&self, source: &str) -> HashSet<String> {
+        let tables = self.tables.get(source).into_iter().flat_map(CapturedTable::lake_tables);
+        let names = |table: &LakeTable| -> Vec<String> {
+            table.schema().as_struct().fields().iter().map(|field| field.name.clone()).collect()
+        };
+        tables.flat_map(names).collect()
+    }
+
+    /// Tables whose copy is not done.
+    pub fn tables_to_copy(&self) -> Vec<Arc<TableSchema>> {
+        let uncopied = |captured: &&CapturedTable| {
+            captured.mirror.as_ref().is_some_and(|mirror| mirror.table.expected().is_none())
+        };
+        let wanted = self.tables.iter().filter(|(source, _)| !self.left.contains_key(*source)).map(|(_, table)| table);
+        wanted.filter(uncopied).map(|captured| Arc::clone(&captured.schema)).collect()
+    }
+
+    /// Hands a table out to be copied. It comes back by [`Lakehouse::finish_copy`], or not at all.
+    pub fn begin_copy(&mut self, source: &str) -> Result<TableCopy, Problem> {
+        let captured = self.tables.get_mut(source);
+        let mirror = captured.and_then(|captured| Some((captured.mirror.take()?, Arc::clone(&captured.schema))));
+        let (mirror, schema) = mirror.expect("only a table that is to be copied is asked for");
+        TableCopy::begin(mirror, schema, self.committer.clone())
+    }
+
+    pub async fn finish_copy(&mut self, copy: TableCopy, consistent_point: Position) -> Result<(), Problem> {
+        let source = copy.target().schema().source.clone();
+        let mirror = copy.finish(consistent_point).await?;
+        self.tables.get_mut(&source).expect("begin_copy left it here").mirror = Some(mirror);
+        self.begin_histories().await?;
+        self.protect();
+        Ok(())
+    }
+
+    /// A table leaves the cut where it stands; the others go on (protocol C8).
+    pub fn leave(&mut self, source: &str, position: Position, code: &str, reason: String) {
+        error!(table = source, code, reason, position = %position, "table is halted and leaves the cut");
+        let left = LeftTable { position, code: code.to_owned(), reason };
+        self.left.entry(source.to_owned()).or_insert(left);
+    }
+
+    /// A history begins where its mirror's copy ends; without a mirror, where the pipeline does.
+    async fn begin_histories(&mut self) -> Result<(), Problem> {
+        let start = self.resume_position();
+        for captured in self.tables.values_mut() {
+            let Some(history) = &mut captured.history else { continue };
+            let begin = match &captured.mirror {
+                Some(mirror) => mirror.table.expected(),
+                None => Some(start).filter(|_| !captured.schema.has_mirror()),
+            };
+            let (None, Some(begin)) = (history.table.expected(), begin) else {
+                continue;
+            };
+            let progress = CopyProgress { attempt: begin.to_string(), chunks: 0, done: true };
+            let commit = TableCommit {
+                change: FileChange::default(),
+                advance: Advance::Copy { progress, position: Some(begin) },
+                counts: Counts::default(),
+                schema: None,
+            };
+            self.committer.commit(&mut history.table, commit).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the files of a batch, or of a part of one. What a table has is skipped (protocol A2).
+    pub async fn write(&mut self, batch: Batch) -> Result<Written, Problem> {
+        let boundary = batch.boundary();
+        for HaltedTable { table, position, code, reason } in batch.halted {
+            let position = self.tables.get(&table).and_then(CapturedTable::expected).unwrap_or(position);
+            self.leave(&table, position, code, reason);
+        }
+        let mut work = Vec::new();
+        for (source, chunks) in batch.tables {
+            if self.left.contains_key(&source) {
+                continue;
+            }
+            if let Some(captured) = self.tables.remove(&source) {
+                work.push((source, captured, chunks));
+            }
+        }
+        let no_skip = self.environment.planted.is(Bug::NoSkip);
+        let written = stream::iter(work).map(|(source, mut captured, chunks)| async move {
+            let task = tokio::task::spawn_blocking(move || {
+                let result = captured.write_part(chunks, no_skip);
+                (source, captured, result)
+            });
+            task.await.map_err(|_| Problem::retry("INTERRUPTED", "", "writing was interrupted"))
+        });
+        let written: Vec<_> = written.buffer_unordered(TABLES_AT_ONCE).try_collect().await?;
+        self.take_back(written)?;
+        Ok(match boundary {
+            Some(to) => Written::Batch(WrittenBatch { to }),
+            None => Written::Part,
+        })
+    }
+
+    fn take_back(&mut self, done: Vec<(String, CapturedTable, Result<(), Problem>)>) -> Result<(), Problem> {
+        let mut failure = None;
+        for (source, captured, result) in done {
+            let position = captured.expected().unwrap_or(self.resume_position());
+            self.tables.insert(source.clone(), captured);
+            match result {
+                Ok(()) => {}
+                Err(problem) if problem.reaction == Reaction::HaltTable => {
+                    self.leave(&source, position, problem.code, problem.message);
+                }
+                Err(problem) => failure = Some(problem),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Commits every table of the batch, then the cut (protocol B3, C1). `None`: some table stands ahead of the boundary,
+    /// so there is no cut yet and nothing to acknowledge (protocol A3).
+    pub async fn commit(&mut self, written: WrittenBatch) -> Result<Option<DurablePosition>, Problem> {
+        let WrittenBatch { to } = written;
+        let tables = std::mem::take(&mut self.tables);
+        let committer = &self.committer;
+        let left: HashSet<&String> = self.left.keys().collect();
+        let (idle, busy): (Vec<_>, Vec<_>) = tables.into_iter().partition(|(source, _)| left.contains(source));
+        let done = stream::iter(busy).map(|(source, mut captured)| async move {
+            let result = captured.commit(committer, to).await;
+            (source, captured, result)
+        });
+        let done: Vec<_> = done.buffer_unordered(TABLES_AT_ONCE).collect().await;
+        drop(left);
+        self.tables.extend(idle);
+        self.take_back(done)?;
+        self.write_cut(to).await
+    }
+
+    async fn write_cut(&mut self, to: Position) -> Result<Option<DurablePosition>, Problem> {
+        // A source that has forgotten what was acknowledged sends it again; the cut does not go back with it.
+        if to < self.resume_position() {
+            return Ok(None);
+        }
+        let mut tables = BTreeMap::new();
+        for (source, captured) in &self.tables {
+            if self.left.contains_key(source) {
+                continue;
+            }
+            for table in captured.lake_tables() {
+                let Some(expected) = table.expected() else { continue };
+                if expected > to {
+                    return Ok(None);
+                }
+                let id = table.loaded.snapshot_id().expect("a table with a position has a snapshot");
+                tables.insert(table.name().to_string(), id.to_string());
+            }
+        }
+        let cut = Cut {
+            source: self.committer.source.clone(),
+            position: to,
+            epoch: self.committer.epoch,
+            committed_at: chrono::Utc::now().timestamp_millis(),
+            tables,
+            left: self.left.clone(),
+        };
+        let durable = self.control.write_cut(cut).await?;
+        self.protect();
+        Ok(Some(durable))
+    }
+
+    /// Snapshots that the latest cut names stay (protocol C6).
+    fn protect(&mut self) {
+        let Some(cut) = &self.control.state().cut else { return };
+        for captured in self.tables.values_mut() {
+            for table in captured.lake_tables_mut() {
+                let named = cut.tables.get(&table.name().to_string()).and_then(|id| id.parse().ok());
+                table.protected = named.into_iter().collect();
+            }
+        }
+    }
+}
+
+/// Protocol D, before anything is written: all that is there belongs to this source, in a format that is known here.
+async fn check_sources(
+    catalog: &dyn Catalog,
+    control: &Control,
+    source: &str,
+    schemas: &[Arc<TableSchema>],
+) -> Result<(), Problem> {
+    if let Some(cut) = control.state().cut.as_ref().filter(|cut| cut.source != source) {
+        return Err(other_source(&control.table().name, &cut.source, source));
+    }
+    for schema in schemas {
+        let mirror = schema.has_mirror().then(|| schema.mirror.clone());
+        let history = (schema.history || !schema.has_mirror()).then(|| schema.mirror.history());
+        for name in mirror.into_iter().chain(history) {
+            if let Some(loaded) = catalog.load(&name, None).await? {
+                check_source(&loaded, source)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A table that holds another source's rows is not touched (protocol D, IDENTITY).
+fn check_source(loaded: &LoadedTable, source: &str) -> Result<(), Problem> {
+    match TableState::of(loaded)?.source {
+        Some(other) if other != source => Err(other_source(&loaded.name, &other, source)),
+        _ => Ok(()),
+    }
+}
+
+fn other_source(table: &TableName, found: &str, ours: &str) -> Problem {
+    let message = format!("the table holds rows of another source: {found}, not {ours}");
+    let remedy = "point the pipeline at its own source, or give it another namespace";
+    Problem::halt("IDENTITY", table.to_string(), message, remedy)
+}
+
+impl CapturedTable {
+    /// The lowest position of its tables.
+    fn expected(&self) -> Option<Position> {
+        self.lake_tables().map(|table| table.expected()).min().flatten()
+    }
+
+    fn lake_tables(&self) -> impl Iterator<Item = &LakeTable> {
+        let history = self.history.as_ref().map(|history| &history.table);
+        self.mirror.as_ref().map(|mirror| &mirror.table).into_iter().chain(history)
+    }
+
+    fn lake_tables_mut(&mut self) -> impl Iterator<Item = &mut LakeTable> {
+        let history = self.history.as_mut().map(|history| &mut history.table);
+        self.mirror.as_mut().map(|mirror| &mut mirror.table).into_iter().chain(history)
+    }
+
+    /// Mirror and history in parallel, behind the values that only the mirror can fill in.
+    fn write_part(&mut self, chunks: Vec<ChangeChunk>, no_skip: bool) -> Result<(), Problem> {
+        let new = |chunks: &[ChangeChunk], reached: Option<Position>| -> Vec<ChangeChunk> {
+            let reached = reached.filter(|_| !no_skip).unwrap_or(Position::START);
+            chunks.iter().cloned().filter_map(|chunk| chunk.after(reached)).collect()
+        };
+        let Some(mirror) = &mut self.mirror else {
+            let Some(history) = &mut self.history else {
+                return Ok(());
+            };
+            return history.write_part(&new(&chunks, history.table.expected()));
+        };
+        // A history is committed before its mirror, so it is never behind: it needs no value that the mirror lacks.
+        let mut chunks = new(&chunks, mirror.table.expected());
+        mirror.prepare(&mut chunks)?;
+        let Some(history) = &mut self.history else {
+            return mirror.write_part(&chunks);
+        };
+        let ahead = history.table.expected();
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(|| history.write_part(&new(&chunks, ahead)));
+            let mirrored = mirror.write_part(&chunks);
+            let recorded = beside.join().unwrap_or_else(|_| Err(Problem::retry("INTERRUPTED", "", "writing panicked")));
+            mirrored.and(recorded)
+        })
+    }
+
+    async fn commit(&mut self, committer: &Committer, to: Position) -> Result<(), Problem> {
+        if let Some(history) = &mut self.history
+            && let Some(commit) = history.finish(to)
+        {
+            committer.commit(&mut history.table, commit).await?;
+        }
+        let Some(mirror) = &mut self.mirror else { return Ok(()) };
+        if let Some(commit) = tokio::task::block_in_place(|| mirror.finish(to))? {
+            let change = commit.change.clone();
+            let snapshot = committer.commit(&mut mirror.table, commit).await?;
+            tokio::task::block_in_place(|| mirror.landed(snapshot, &change))?;
+        }
+        Ok(())
+    }
+}

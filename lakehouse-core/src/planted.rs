@@ -1,0 +1,49 @@
+//! Deliberate faults, one per rule of the commit protocol, so that the tests that should catch them can be shown to.
+//!
+//! Nothing but a test makes a value other than [`Planted::none`]; no configuration reaches it. The numbers are those of
+//! the planted bugs in the reliability requirements.
+
+/// One way to break the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// B1: the source is told before the commit.
+    AcknowledgeBeforeCommit,
+    /// B2: after a rejection the same change is put on whatever head there is.
+    BlindRebase,
+    /// B3: changes that the table has are applied again after a restart.
+    NoSkip,
+    /// B4: a batch may end in the middle of a transaction.
+    SplitTransaction,
+    /// B5: files of a commit without an answer are deleted.
+    DeleteOnUnknown,
+    /// B8: a worker trusts its lease and does not look at the table's position.
+    TrustLease,
+    /// B9: an update's new row is written without deleting the old one first.
+    KeepOldRow,
+    /// B10: a value that was not sent becomes NULL.
+    UnchangedAsNull,
+    /// B11: a slot that has forgotten more than the cut holds is read on.
+    NoGapCheck,
+    /// B12: the position stands in the snapshot summary only.
+    PositionInSummaryOnly,
+    /// B13: rows are decoded by the schema of the first chunk.
+    StaleSchema,
+}
+
+/// The faults that are switched on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Planted(Option<Bug>);
+
+impl Planted {
+    pub const fn none() -> Self {
+        Self(None)
+    }
+
+    pub const fn only(bug: Bug) -> Self {
+        Self(Some(bug))
+    }
+
+    pub fn is(self, bug: Bug) -> bool {
+        self.0 == Some(bug)
+    }
+}

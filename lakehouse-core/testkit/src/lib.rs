@@ -1,0 +1,12 @@
+//! What the tests of every crate stand on: a private PostgreSQL, the real binary as a child process, independent
+//! Iceberg readers, a seeded load, and the oracle that says what must be in the lake.
+//!
+//! Development only. It depends on no project crate, so that a mistake of the product cannot be repeated here.
+//! Missing parts fail loudly and say how to get them: `deploy/test` installs and starts everything.
+
+pub mod bank;
+pub mod canonical;
+pub mod lakehouse;
+pub mod oracle;
+pub mod postgres;
+pub mod readers;

@@ -1,0 +1,363 @@
+//! The rules of the commit protocol, one by one: tests named in its section G, and those that a rule asks for.
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iceberg::TableUpdate;
+use lakehouse_core::commit::properties::{FORMAT, SOURCE as SOURCE_PROPERTY};
+use lakehouse_core::commit::{Control, ControlState, Cut, recorded_cuts};
+use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::position::Position;
+use lakehouse_core::schema::TableName;
+use lakehouse_core::source::SourceEvent;
+use support::catalog::{Call, Fault, Gate, Planned, Step};
+use support::check::{Report, in_order};
+use support::faults::{control, ended, overtake, until_asleep};
+use support::script::{Database, Identity, Script, Table, plain};
+use support::source::{Chunking, ScriptedSource, chunks};
+use support::world::{PIPELINE, SOURCE, Worker, World};
+use support::{Violation, block_on};
+
+const FIRST: usize = 0;
+const SECOND: usize = 1;
+
+/// Two tables, copied with one row each; then transactions that change the first, the second, or both.
+fn script(changes: &[&[usize]]) -> Script {
+    let mut database =
+        Database::new(vec![Table::new("public.first", Identity::Key), Table::new("public.second", Identity::Key)]);
+    database.transaction(|tx| {
+        tx.insert(FIRST, plain(1, "one", 0));
+        tx.insert(SECOND, plain(1, "one", 0));
+    });
+    database.copy_here();
+    for (number, tables) in changes.iter().enumerate() {
+        database.transaction(|tx| tables.iter().for_each(|&table| tx.add(table, 1, number as i64 + 1, &[1])));
+    }
+    database.done()
+}
+
+fn world(changes: &[&[usize]]) -> Arc<World> {
+    Arc::new(World::new(script(changes)))
+}
+
+fn at(table: &str, call: usize, fault: Fault) -> Planned {
+    Planned { step: Step::new(table, call), fault }
+}
+
+/// Batches of one transaction each.
+fn small(number: usize) -> Worker {
+    Worker { idles: true, bytes: 1, ..Worker::plain(number) }
+}
+
+async fn run(world: &World, worker: Worker) -> Result<(), Problem> {
+    world.incarnation(&worker, &Arc::default()).await
+}
+
+async fn finish(world: &World) -> Report {
+    let lived = world.live(9, &[]).await;
+    lived.unwrap_or_else(|violation| panic!("{violation}"));
+    checked(world).await
+}
+
+async fn checked(world: &World) -> Report {
+    world.end().await.unwrap_or_else(|violation| panic!("{violation}"))
+}
+
+fn code(result: Result<(), Problem>) -> &'static str {
+    result.map_or_else(|problem| problem.code, |()| "")
+}
+
+/// The call of a fault-free worker's life with which it makes its n-th commit to a table.
+async fn commit_call(changes: &[&[usize]], worker: Worker, table: &str, n: usize) -> usize {
+    let world = world(changes);
+    run(&world, worker).await.expect("a life without faults");
+    let commits = world.ground.steps().into_iter().filter(|(step, call)| step.table == table && *call == Call::Commit);
+    commits.map(|(step, _)| step.call).nth(n).expect("so many commits")
+}
+
+async fn set_property(world: &World, table: &TableName, key: &str, value: &str) {
+    let loaded = world.catalog.load(table, None).await.unwrap().unwrap();
+    let updates = HashMap::from([(key.to_owned(), value.to_owned())]);
+    world.catalog.commit(&loaded, vec![TableUpdate::SetProperties { updates }]).await.unwrap();
+}
+
+async fn checked_after(world: &World, worker: Worker) -> Report {
+    run(world, worker).await.unwrap_or_else(|problem| panic!("{problem:?}"));
+    checked(world).await
+}
+
+#[test]
+fn two_workers_start_and_both_answers_are_lost() {
+    block_on(async {
+        let world = world(&[]);
+        run(&world, Worker::plain(0)).await.unwrap();
+        let open = |number, faults| {
+            let (world, gate) = (Arc::clone(&world), Arc::new(Gate::default()));
+            let worker = Worker::plain(number).with(faults);
+            let catalog = world.faulty(&worker, &gate);
+            let raising = tokio::spawn(async move {
+                let mut control = Control::open(catalog, world.storage.clone(), PIPELINE).await?;
+                let epoch = control.raise_epoch(None).await?;
+                Ok::<_, Problem>((epoch, control.owner().to_owned()))
+            });
+            (raising, gate)
+        };
+        // Calls: load, load, commit. The late one has looked, and sends its request behind the other's.
+        let (late, gate) = open(1, [at(&control(), 1, Fault::PauseAfter), at(&control(), 2, Fault::LostAfter)]);
+        gate.reached().await;
+        let (early, _) = open(2, [at(&control(), 2, Fault::LostAfter), at(&control(), 99, Fault::Rejected)]);
+        let (epoch, owner) = early.await.unwrap().expect("the first request has landed, whatever was heard");
+        gate.open();
+        let late = late.await.unwrap().expect_err("an epoch is given once");
+        assert_eq!((late.code, late.reaction), ("FENCED", Reaction::Retry));
+        let (state, _) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
+        assert_eq!((state.epoch, state.owner), (epoch, Some(owner)));
+        assert_eq!(epoch, 2);
+    });
+}
+
+#[test]
+fn two_workers_on_one_pipeline_take_turns_and_lose_nothing() {
+    block_on(async {
+        for seed in 0..5 {
+            let world = world(&[&[FIRST], &[SECOND], &[FIRST, SECOND], &[FIRST], &[SECOND]]);
+            let worker = |local: &'static str, number: usize| {
+                let world = Arc::clone(&world);
+                tokio::spawn(async move {
+                    let mut rng = fastrand::Rng::with_seed(seed + number as u64);
+                    for life in 0..100 {
+                        let worker = Worker { local, ..Worker::random(number + 2 * life, &world.script, &mut rng) };
+                        match world.incarnation(&worker, &Arc::default()).await {
+                            Ok(()) => return Ok(()),
+                            Err(problem) => ended(Err(problem))?,
+                        }
+                        tokio::time::sleep(Duration::from_millis(rng.u64(..100))).await;
+                    }
+                    Err(Violation::new("liveness", "two workers keep each other from the end"))
+                })
+            };
+            let (one, other) = (worker("one", 0), worker("other", 1));
+            one.await.unwrap().unwrap_or_else(|violation| panic!("{violation}"));
+            other.await.unwrap().unwrap_or_else(|violation| panic!("{violation}"));
+            checked(&world).await;
+        }
+    });
+}
+
+#[test]
+fn a_source_that_sends_again_what_was_acknowledged_does_not_move_the_cut_back() {
+    block_on(async {
+        let mut database =
+            Database::new(vec![Table::new("public.first", Identity::Key), Table::new("public.second", Identity::Key)]);
+        database.transaction(|tx| tx.insert(FIRST, plain(1, "one", 0)));
+        database.copy_here();
+        database.transaction(|tx| tx.add(FIRST, 1, 1, &[]));
+        database.keepalive();
+        let world = Arc::new(World::new(database.done()));
+        run(&world, small(0)).await.unwrap();
+        assert_eq!(world.slot.acknowledged(), world.script.end());
+        // The cut stands at the keepalive, behind the transaction that is sent again with its own boundary.
+        let again = Worker { redelivers_from: Some(world.script.consistent_point), ..small(1) };
+        checked_after(&world, again).await;
+    });
+}
+
+#[test]
+fn a_worker_that_loses_its_source_is_gone_when_it_says_so() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST], &[SECOND]];
+    block_on(async {
+        for event in 0..12 {
+            let world = world(changes);
+            let lakehouse = world.start(world.faulty(&Worker::plain(0), &Arc::default()), "local").await.unwrap();
+            let worker = small(0);
+            let mut source = world.source(&worker, lakehouse.resume_position()).failing_at(event);
+            let stop = tokio_util::sync::CancellationToken::new();
+            let outcome = lakehouse_core::pipeline::run(&mut source, lakehouse, world.limits(&worker), stop).await;
+            assert!(["", "SOURCE_LOST"].contains(&code(outcome)));
+            // The key index has one owner: a batch still being committed would keep it.
+            finish(&world).await;
+        }
+    });
+}
+
+#[test]
+fn a_transaction_larger_than_memory_is_committed_as_soon_as_it_ends() {
+    block_on(async {
+        let world = world(&[&[FIRST, SECOND, FIRST]]);
+        let lakehouse = world.start(world.faulty(&Worker::plain(0), &Arc::default()), "local").await.unwrap();
+        // No further change comes, and no cut is due by itself: only the end of the transaction.
+        let worker = Worker { bytes: 1, ..Worker::plain(0) };
+        let transaction = &world.script.transactions[1];
+        let events = chunks(&world.script, std::slice::from_ref(transaction), 1).into_iter().map(SourceEvent::Changes);
+        let source = ScriptedSource::of(&world.slot, events.chain([SourceEvent::Boundary(transaction.end)]));
+        let (mut source, stop) = (source.without_end(), tokio_util::sync::CancellationToken::new());
+        let running = tokio::spawn({
+            let (limits, stop) = (world.limits(&worker), stop.clone());
+            async move { lakehouse_core::pipeline::run(&mut source, lakehouse, limits, stop).await }
+        });
+        for _ in 0..1_000 {
+            if world.slot.acknowledged() == transaction.end {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stop.cancel();
+        running.await.unwrap().unwrap();
+        checked(&world).await;
+    });
+}
+
+#[test]
+fn a_control_table_with_more_than_the_kept_cuts_expires_its_oldest() {
+    block_on(async {
+        let world = world(&[]);
+        let mut control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.unwrap();
+        control.keep_cuts(5);
+        let cut = |number: u64| Cut {
+            source: SOURCE.into(),
+            position: Position::new(number),
+            epoch: 1,
+            committed_at: 0,
+            tables: [("lake.first".to_owned(), number.to_string())].into(),
+            left: Default::default(),
+        };
+        control.raise_epoch(Some(cut(0))).await.unwrap();
+        for number in 1..=260 {
+            control.write_cut(cut(number)).await.unwrap();
+            assert!(control.table().metadata.snapshots().len() <= 5 + 100, "the control table is bounded");
+        }
+        let cuts = recorded_cuts(control.table());
+        assert_eq!(cuts.last().map(|cut| cut.position), Some(Position::new(260)));
+        assert!(cuts.len() >= 5 && cuts.first().is_some_and(|oldest| oldest.position > Position::new(100)));
+        assert!(cuts.windows(2).all(|pair| pair[1].position.offset() == pair[0].position.offset() + 1), "no hole");
+        let (state, _) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
+        assert_eq!(state.cut, Some(cut(260)));
+    });
+}
+
+/// A start that must halt, and must not have written anything.
+async fn refused(world: &World, code: &str) {
+    let landed = world.ground.landings().len();
+    let before = pointers(world).await;
+    let problem = run(world, Worker::plain(7)).await.expect_err("the start is refused");
+    assert_eq!((problem.code, problem.reaction), (code, Reaction::Halt), "{problem:?}");
+    assert_eq!(pointers(world).await, before, "nothing is written");
+    assert_eq!(world.ground.landings().len(), landed);
+}
+
+/// All tables and where their metadata stands.
+async fn pointers(world: &World) -> Vec<(String, String)> {
+    let mut pointers = Vec::new();
+    for name in world.catalog.list(None).await.unwrap() {
+        let loaded = world.catalog.load(&name, None).await.unwrap().unwrap();
+        pointers.push((name.to_string(), loaded.metadata_location));
+    }
+    pointers
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    block_on(async {
+        let tables = [TableName::new("lake", "second"), control().parse().unwrap()];
+        for table in tables {
+            let world = world(&[&[FIRST, SECOND]]);
+            run(&world, Worker::plain(0)).await.unwrap();
+            set_property(&world, &table, FORMAT, "2").await;
+            refused(&world, "NEWER_FORMAT").await;
+        }
+    });
+}
+
+#[test]
+fn a_table_of_another_source_is_refused_and_nothing_is_written() {
+    block_on(async {
+        let world = world(&[&[FIRST, SECOND]]);
+        run(&world, Worker::plain(0)).await.unwrap();
+        set_property(&world, &TableName::new("lake", "second"), SOURCE_PROPERTY, "postgres system 8 slot 1").await;
+        refused(&world, "IDENTITY").await;
+    });
+}
+
+#[test]
+fn a_cut_of_another_source_is_refused_and_nothing_is_written() {
+    block_on(async {
+        let world = world(&[&[FIRST]]);
+        let mut control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.unwrap();
+        let cut = Cut {
+            source: "postgres system 8 slot 1".into(),
+            position: world.script.consistent_point,
+            epoch: 0,
+            committed_at: 0,
+            tables: Default::default(),
+            left: Default::default(),
+        };
+        control.raise_epoch(Some(cut)).await.unwrap();
+        refused(&world, "IDENTITY").await;
+    });
+}
+
+#[test]
+fn a_foreign_property_on_the_control_table_is_survived() {
+    block_on(async {
+        let world = world(&[&[FIRST, SECOND], &[FIRST]]);
+        // Between the look and the swap of the first cut; and between two lives.
+        let call = commit_call(&[&[FIRST, SECOND], &[FIRST]], Worker::plain(0), &control(), 1).await;
+        let sleeper = Worker::plain(0).with([at(&control(), call, Fault::PauseBefore)]);
+        let (running, gate) = until_asleep(&world, sleeper).await.unwrap();
+        set_property(&world, &control().parse().unwrap(), "owner.team", "somebody").await;
+        gate.open();
+        running.expect("asleep").await.unwrap().unwrap();
+        set_property(&world, &control().parse().unwrap(), "owner.team", "somebody else").await;
+        finish(&world).await;
+        let (_, table) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
+        assert_eq!(table.property("owner.team"), Some("somebody else"));
+    });
+}
+
+#[test]
+fn a_foreign_property_on_a_mirror_costs_one_restart() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
+    block_on(async {
+        let world = world(changes);
+        let call = commit_call(changes, Worker::plain(0), "lake.first", 2).await;
+        let sleeper = Worker::plain(0).with([at("lake.first", call, Fault::PauseBefore)]);
+        let (running, gate) = until_asleep(&world, sleeper).await.unwrap();
+        set_property(&world, &TableName::new("lake", "first"), "owner.team", "somebody").await;
+        gate.open();
+        assert_eq!(code(running.expect("asleep").await.unwrap()), "TABLE_MOVED");
+        finish(&world).await;
+    });
+}
+
+#[test]
+fn another_incarnations_commit_of_the_same_batch_is_not_taken_for_ours() {
+    let changes: &[&[usize]] = &[&[FIRST], &[FIRST]];
+    block_on(async {
+        let world = world(changes);
+        // Both would commit the same range of the first table; the zombie's files are in, the successor's are not.
+        let call = commit_call(changes, Worker::plain(0), "lake.first", 2).await;
+        let zombie = Worker { local: "zombie", ..Worker::plain(0) }.with([at("lake.first", call, Fault::PauseBefore)]);
+        // Calls of a later life: two loads at the start, then the look at the head before the commit.
+        let successor = Worker::plain(1).with([at("lake.first", 2, Fault::PauseBefore)]);
+        overtake(&world, zombie, successor).await.unwrap();
+        finish(&world).await;
+        // The index names files that are live: updates find their rows.
+        let loaded = world.catalog.load(&TableName::new("lake", "first"), None).await.unwrap().unwrap();
+        assert!(in_order(&loaded).len() >= 3);
+    });
+}
+
+#[test]
+fn chunks_of_any_shape_come_to_the_same() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND, FIRST], &[SECOND], &[FIRST, FIRST]];
+    block_on(async {
+        for (group, rows, bytes) in [(1, 1, 1), (2, 1, usize::MAX), (3, 2, 1), (3, 100, 2_000)] {
+            let world = world(changes);
+            let worker = Worker { chunking: Chunking { group, rows }, bytes, ..Worker::plain(0) };
+            checked_after(&world, worker).await;
+        }
+    });
+}
