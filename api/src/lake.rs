@@ -9,7 +9,7 @@ use iceberg::spec::SnapshotRef;
 use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
 use lakehouse_core::commit::properties::{self, TableState};
 use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, named_snapshots, recorded_cuts};
-use lakehouse_core::lakehouse::Environment;
+use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::{OPERATION, TableName};
@@ -61,6 +61,7 @@ impl Lake {
             storage: self.storage.clone(),
             local_state: config.local_state.join(pipeline),
             sync_local_state: false,
+            tables_at_once: TABLES_AT_ONCE,
             planted: Planted::none(),
         }
     }

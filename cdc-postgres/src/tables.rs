@@ -21,8 +21,9 @@ pub(crate) struct SourceTable {
     pub(crate) unlogged: bool,
     pub(crate) row_security: bool,
     pub(crate) identity: Identity,
-    /// May the role read it.
-    pub(crate) selectable: bool,
+    /// Of the table and its partitions, which the copy reads one by one: those that the role may not read, as schema and
+    /// name.
+    pub(crate) unreadable: Vec<(String, String)>,
     /// Size of the heap, of all partitions, in bytes.
     pub(crate) bytes: u64,
     pub(crate) columns: Vec<SourceColumn>,
@@ -198,7 +199,11 @@ fn source_table(row: &Row, schema: String, name: String, options: TableOptions) 
             "n" => Identity::Nothing,
             _ => Identity::Key,
         },
-        selectable: row.get("selectable"),
+        unreadable: row
+            .get::<_, Vec<String>>("hidden_schemas")
+            .into_iter()
+            .zip(row.get::<_, Vec<String>>("hidden_names"))
+            .collect(),
         bytes: row.get::<_, i64>("bytes").max(0).unsigned_abs(),
         columns: Vec::new(),
         generated: Vec::new(),
@@ -338,10 +343,17 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
 const TABLES: &str = "
     SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind = 'p' AS partitioned,
            c.relpersistence <> 'p' AS unlogged, c.relrowsecurity AS row_security, c.relreplident::text AS identity,
-           pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS selectable,
+           h.schemas AS hidden_schemas, h.names AS hidden_names,
            coalesce((SELECT sum(pg_catalog.pg_relation_size(t.relid)) FROM pg_catalog.pg_partition_tree(c.oid) t
                      WHERE t.isleaf), pg_catalog.pg_relation_size(c.oid))::bigint AS bytes
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL (
+        SELECT coalesce(array_agg(pn.nspname::text ORDER BY pn.nspname, p.relname), '{}') AS schemas,
+               coalesce(array_agg(p.relname::text ORDER BY pn.nspname, p.relname), '{}') AS names
+        FROM (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid) UNION SELECT c.oid) t
+        JOIN pg_catalog.pg_class p ON p.oid = t.relid JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
+        WHERE p.relkind IN ('r', 'p')
+          AND NOT (pg_catalog.has_table_privilege(p.oid, 'SELECT') AND pg_catalog.has_schema_privilege(pn.oid, 'USAGE'))) h
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
       AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
     ORDER BY 2, 3";

@@ -1,5 +1,6 @@
 //! Validation before a start: every finding with its code and the exact statement that mends it. Writes nothing.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use lakehouse_core::error::Problem;
@@ -236,10 +237,18 @@ fn check_table(
         let message = "row security would hide rows from the copy";
         all.push(Finding::error("RLS", &name, message, Some(format!("ALTER ROLE {user} BYPASSRLS"))));
     }
-    if !table.selectable {
-        let (schema, quoted) = (quote(&table.schema), table.quoted());
-        let fix = format!("GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON TABLE {quoted} TO {user}");
-        all.push(Finding::error("PERM", &name, "the role may not SELECT from the table", Some(fix)));
+    if !table.unreadable.is_empty() {
+        let schemas: BTreeSet<String> = table.unreadable.iter().map(|(schema, _)| quote(schema)).collect();
+        let schemas = Vec::from_iter(schemas).join(", ");
+        let tables: Vec<String> =
+            table.unreadable.iter().map(|(schema, name)| format!("{}.{}", quote(schema), quote(name))).collect();
+        let fix =
+            format!("GRANT USAGE ON SCHEMA {schemas} TO {user}; GRANT SELECT ON TABLE {} TO {user}", tables.join(", "));
+        let message = match table.partitioned {
+            true => "the role may not SELECT from the table and all its partitions, each of which is copied by itself",
+            false => "the role may not SELECT from the table",
+        };
+        all.push(Finding::error("PERM", &name, message, Some(fix)));
     }
     let published = found.changes.as_ref().and_then(|changes| changes.tables.get(&name));
     if published.is_some() && !can_publish_changes(table) {

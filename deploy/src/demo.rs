@@ -315,9 +315,6 @@ impl Demo {
         for fix in &fixes {
             client.batch_execute(fix).await?;
         }
-        self.screen.say("and partitions are copied as tables of their own:");
-        self.screen.code(&format!("{PARTITIONS};"));
-        client.batch_execute(PARTITIONS).await?;
         let (exit, answer) = lakehouse.ask(&["validate"]).await?;
         let (errors, _) = errors_of(&answer);
         if exit != Some(0) {
@@ -663,9 +660,6 @@ impl Watch {
         (lags.get(lags.len() / 2).copied().unwrap_or(0.0), lags.last().copied().unwrap_or(0.0))
     }
 }
-
-/// The copy reads each partition by itself, which needs a right on each.
-const PARTITIONS: &str = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO lakehouse";
 
 const CONFIG: &str = r#"[catalog]
 path = "lake/catalog.db"

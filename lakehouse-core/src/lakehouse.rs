@@ -27,8 +27,8 @@ use crate::position::Position;
 use crate::schema::{TableName, TableSchema};
 use crate::storage::Storage;
 
-/// Tables written, or committed, at the same time.
-const TABLES_AT_ONCE: usize = 4;
+/// What [`Environment::tables_at_once`] is, unless a test wants its commits one by one.
+pub const TABLES_AT_ONCE: usize = 4;
 
 /// What a pipeline needs beside its tables.
 #[derive(Clone)]
@@ -39,6 +39,8 @@ pub struct Environment {
     pub local_state: PathBuf,
     /// Key indexes survive a loss of power, not only of the process.
     pub sync_local_state: bool,
+    /// Tables written, or committed, at the same time.
+    pub tables_at_once: usize,
     pub planted: Planted,
 }
 
@@ -287,7 +289,7 @@ impl Lakehouse {
             });
             task.await.map_err(|_| Problem::retry("INTERRUPTED", "", "writing was interrupted"))
         });
-        let written: Vec<_> = written.buffer_unordered(TABLES_AT_ONCE).try_collect().await?;
+        let written: Vec<_> = written.buffer_unordered(self.environment.tables_at_once).try_collect().await?;
         self.take_back(written)?;
         Ok(match boundary {
             Some(to) => Written::Batch(WrittenBatch { to }),
@@ -323,7 +325,7 @@ impl Lakehouse {
             let result = captured.commit(committer, to).await;
             (source, captured, result)
         });
-        let done: Vec<_> = done.buffer_unordered(TABLES_AT_ONCE).collect().await;
+        let done: Vec<_> = done.buffer_unordered(self.environment.tables_at_once).collect().await;
         drop(left);
         self.tables.extend(idle);
         self.take_back(done)?;

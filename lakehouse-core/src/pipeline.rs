@@ -118,6 +118,8 @@ struct Collected {
     reached: Position,
     /// When the batch must be closed.
     due: Option<Instant>,
+    /// Parts of the batch are written already; its first boundary closes it.
+    begun: bool,
     idle_since: Instant,
     ended: bool,
 }
@@ -125,7 +127,7 @@ struct Collected {
 impl Collected {
     fn new(limits: Limits, reached: Position) -> Self {
         let idle_since = Instant::now();
-        Self { limits, batch: Batch::default(), reached, due: None, idle_since, ended: false }
+        Self { limits, batch: Batch::default(), reached, due: None, begun: false, idle_since, ended: false }
     }
 
     fn absorb(&mut self, event: SourceEvent) {
@@ -149,11 +151,20 @@ impl Collected {
 
     /// Room for one more event: a full batch waits until it has been handed on.
     fn has_room(&self) -> bool {
-        !self.ended && self.batch.bytes() < self.limits.bytes
+        !self.ended && !self.is_full()
+    }
+
+    /// A batch is full at a boundary long before it is full without one, and in parts at its first: otherwise a source
+    /// that is never silent would fill every batch in the middle of a transaction, and none would ever be committed.
+    fn is_full(&self) -> bool {
+        match self.batch.boundary() {
+            Some(_) => self.begun || self.batch.bytes() > self.limits.bytes / 2,
+            None => self.batch.bytes() >= self.limits.bytes,
+        }
     }
 
     fn is_due(&self) -> bool {
-        let full = self.batch.bytes() >= self.limits.bytes;
+        let full = self.is_full();
         let Some(boundary) = self.batch.boundary() else {
             return full;
         };
@@ -163,7 +174,7 @@ impl Collected {
             // The end of a transaction whose last part is written already, or a source that only moves on.
             false => {
                 let idle = late(self.idle_since + self.limits.idle_interval);
-                boundary > self.reached && (self.ended || idle || self.due.is_some_and(late))
+                boundary > self.reached && (self.ended || idle || self.begun || self.due.is_some_and(late))
             }
         }
     }
@@ -185,8 +196,8 @@ impl Collected {
         let whole = self.batch.boundary().is_some();
         self.reached = self.batch.boundary().unwrap_or(self.reached);
         self.idle_since = Instant::now();
-        // The next part of an open transaction is due as soon as its end comes.
-        self.due = if whole { None } else { Some(Instant::now()) };
+        self.due = None;
+        self.begun = !whole;
         self.batch.take_part()
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iceberg::TableUpdate;
-use lakehouse_core::commit::properties::{FORMAT, SOURCE as SOURCE_PROPERTY};
+use lakehouse_core::commit::properties::{BATCH, FORMAT, SOURCE as SOURCE_PROPERTY};
 use lakehouse_core::commit::{Control, ControlState, Cut, recorded_cuts};
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::position::Position;
@@ -144,6 +144,170 @@ fn two_workers_on_one_pipeline_take_turns_and_lose_nothing() {
             other.await.unwrap().unwrap_or_else(|violation| panic!("{violation}"));
             checked(&world).await;
         }
+    });
+}
+
+/// `cdc.batch` of the newest commit of a table (protocol B2).
+async fn batch_id(world: &World, table: &str) -> String {
+    let loaded = world.catalog.load(&TableName::new("lake", table), None).await.unwrap().unwrap();
+    loaded.property(BATCH).expect("every commit names its batch").to_owned()
+}
+
+fn landings(world: &World, worker: usize, table: &str) -> usize {
+    world.ground.landings().iter().filter(|landing| landing.worker == worker && landing.table == table).count()
+}
+
+#[test]
+fn a_batch_formed_again_has_the_same_name() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
+    block_on(async {
+        let undisturbed = world(changes);
+        run(&undisturbed, Worker::plain(0)).await.unwrap();
+        // Crashed before its commit, then formed of other chunks by another incarnation.
+        let disturbed = world(changes);
+        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        let crash = Worker::plain(0).with([at("lake.first", call, Fault::CrashBefore)]);
+        assert_eq!(code(run(&disturbed, crash).await), "CRASH");
+        let again = Worker { chunking: Chunking { group: 2, rows: 1 }, ..Worker::plain(1) };
+        checked_after(&disturbed, again).await;
+        for table in ["first", "second"] {
+            assert_eq!(batch_id(&undisturbed, table).await, batch_id(&disturbed, table).await);
+        }
+    });
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_found_and_not_made_twice() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
+    block_on(async {
+        for (fault, attempts) in [(Fault::LostAfter, 1), (Fault::LostBefore, 2), (Fault::Rejected, 2)] {
+            let plain = world(changes);
+            run(&plain, Worker::plain(0)).await.unwrap();
+            let world = world(changes);
+            let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+            // The same life goes on: it looks, and makes another attempt only if nothing is there.
+            checked_after(&world, Worker::plain(0).with([at("lake.first", call, fault)])).await;
+            assert_eq!(world.ground.fired(), 1);
+            assert_eq!(landings(&world, 0, "lake.first"), landings(&plain, 0, "lake.first"), "{fault:?}");
+            let commits = |world: &World| {
+                let steps = world.ground.steps();
+                steps.iter().filter(|(step, call)| step.table == "lake.first" && *call == Call::Commit).count()
+            };
+            assert_eq!(commits(&world), commits(&plain) + attempts - 1, "{fault:?}");
+        }
+    });
+}
+
+#[test]
+fn a_commit_that_lands_late_wins_or_loses_and_never_both() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
+    block_on(async {
+        let plain = world(changes);
+        run(&plain, Worker::plain(0)).await.unwrap();
+        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        // Arrives before the next look, between look and next attempt, with the next attempt, and when all is over.
+        for delay in [0, 1, 2, 3, 5, 1_000] {
+            let world = world(changes);
+            checked_after(&world, Worker::plain(0).with([at("lake.first", call, Fault::Delayed(delay))])).await;
+            assert_eq!(world.ground.fired(), 1);
+            assert_eq!(landings(&world, 0, "lake.first"), landings(&plain, 0, "lake.first"), "{delay}");
+        }
+    });
+}
+
+#[test]
+fn a_stale_writer_that_wakes_up_writes_nothing() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
+    block_on(async {
+        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        let world = world(changes);
+        let sleeper = Worker { local: "stale", ..Worker::plain(0) }.with([at("lake.first", call, Fault::PauseBefore)]);
+        let (running, gate) = until_asleep(&world, sleeper).await.unwrap();
+        run(&world, Worker::plain(1)).await.expect("the successor comes to the end");
+        let before = pointers(&world).await;
+        gate.open();
+        assert_eq!(code(running.expect("asleep").await.unwrap()), "FENCED");
+        assert_eq!(pointers(&world).await, before);
+        checked(&world).await;
+    });
+}
+
+#[test]
+fn a_zombie_lands_between_go_and_our_first_commit_and_the_cut_names_what_was_read() {
+    let changes: &[&[usize]] = &[&[SECOND], &[FIRST]];
+    block_on(async {
+        let world = world(changes);
+        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        // The zombie's batch holds both transactions, and it sleeps before its first commit.
+        let zombie = Worker { local: "zombie", ..Worker::plain(0) }.with([at("lake.first", call, Fault::PauseBefore)]);
+        // The successor has committed the first transaction to the second table, and is about to write the cut. Its
+        // calls before: the look at the start, then look and commit of the epoch.
+        let successor = small(1).with([at(&control(), 3, Fault::PauseBefore)]);
+        let (asleep, zombie_gate) = until_asleep(&world, zombie).await.unwrap();
+        let first = TableName::new("lake", "first");
+        let copied = world.catalog.load(&first, None).await.unwrap().unwrap().snapshot_id().unwrap();
+        let (awake, gate) = until_asleep(&world, successor).await.unwrap();
+        zombie_gate.open();
+        assert_eq!(code(asleep.expect("asleep").await.unwrap()), "FENCED");
+        let head = world.catalog.load(&first, None).await.unwrap().unwrap().snapshot_id().unwrap();
+        assert_ne!(head, copied, "the zombie's commit has landed");
+        gate.open();
+        assert_eq!(code(awake.expect("asleep").await.unwrap()), "TABLE_MOVED");
+        let (_, table) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
+        let cut = recorded_cuts(&table).pop().expect("the successor's cut");
+        assert_eq!(cut.position, world.script.transactions[1].end);
+        assert_eq!(cut.tables["lake.first"], copied.to_string());
+        finish(&world).await;
+    });
+}
+
+/// The first table is committed up to the end, the second not at all: the worker died between the two.
+async fn torn(changes: &[&[usize]]) -> Arc<World> {
+    let world = world(changes);
+    let call = commit_call(changes, Worker::plain(0), "lake.second", 1).await;
+    let crash = Worker::plain(0).with([at("lake.second", call, Fault::CrashBefore)]);
+    assert_eq!(code(run(&world, crash).await), "CRASH");
+    world
+}
+
+#[test]
+fn two_tables_at_different_positions_and_another_to() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[SECOND], &[FIRST, SECOND], &[SECOND]];
+    block_on(async {
+        // Batches that end elsewhere than the one that was torn: each table's part begins where the table stands.
+        for (group, bytes) in [(1, 1), (2, 1), (3, 1), (4, usize::MAX)] {
+            let world = torn(changes).await;
+            let worker = Worker { chunking: Chunking { group, rows: 100 }, bytes, ..Worker::plain(1) };
+            checked_after(&world, worker).await;
+        }
+    });
+}
+
+#[test]
+fn there_is_no_cut_while_a_table_is_ahead_of_it() {
+    let changes: &[&[usize]] = &[&[FIRST, SECOND], &[SECOND], &[FIRST, SECOND]];
+    block_on(async {
+        let world = torn(changes).await;
+        let ahead = world.script.transactions.last().unwrap().end;
+        run(&world, small(1)).await.unwrap();
+        let (_, table) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
+        let cuts: Vec<Position> = recorded_cuts(&table).iter().map(|cut| cut.position).collect();
+        assert!(cuts.iter().all(|&cut| cut == world.script.consistent_point || cut >= ahead), "{cuts:?}");
+        checked(&world).await;
+    });
+}
+
+#[test]
+fn a_source_that_is_never_silent_does_not_put_off_the_cuts() {
+    let changes = vec![&[FIRST, SECOND][..]; 40];
+    block_on(async {
+        let world = world(&changes);
+        // Two changes fill a batch, so that most fill up in the middle of a transaction.
+        let one = chunks(&world.script, &world.script.transactions[1..2], 1)[0].bytes();
+        let worker = Worker { chunking: Chunking { group: 1, rows: 1 }, bytes: one * 3 / 2, ..Worker::plain(0) };
+        checked_after(&world, worker).await;
+        let (_, table) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
+        assert_eq!(recorded_cuts(&table).len(), 1 + changes.len(), "a cut for each transaction, and the first");
     });
 }
 

@@ -10,7 +10,7 @@ use lakehouse_core::batch::Batch;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
 use lakehouse_core::change::{ChangeChunk, Operation, Origin};
 use lakehouse_core::commit::Control;
-use lakehouse_core::lakehouse::{Environment, Lakehouse, Written};
+use lakehouse_core::lakehouse::{Environment, Lakehouse, TABLES_AT_ONCE, Written};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::{Column, Key, TableName, TableSchema};
@@ -39,7 +39,14 @@ pub(crate) async fn installation() -> Installation {
     let catalog: Arc<dyn Catalog> = Arc::new(catalog.expect("a new catalog"));
     let control = Control::open(Arc::clone(&catalog), storage.clone(), "app").await.expect("a control table");
     let local_state = installation.path().join("state/app");
-    let environment = Environment { catalog, storage, local_state, sync_local_state: false, planted: Planted::none() };
+    let environment = Environment {
+        catalog,
+        storage,
+        local_state,
+        sync_local_state: false,
+        tables_at_once: TABLES_AT_ONCE,
+        planted: Planted::none(),
+    };
     let schema = Arc::new(schema());
     let start = Position::new(0x64);
     let lakehouse = Lakehouse::go(environment, control, "test".to_owned(), start, vec![Arc::clone(&schema)]).await;

@@ -14,7 +14,7 @@ use cdc_postgres::connection::{ConnectionSettings, Secret, Tls};
 use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
 use lakehouse_core::commit::{ControlState, Cut};
 use lakehouse_core::error::Problem;
-use lakehouse_core::lakehouse::Environment;
+use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
@@ -95,6 +95,7 @@ impl Lake {
             storage: Storage::local(),
             local_state: self.path("state"),
             sync_local_state: true,
+            tables_at_once: TABLES_AT_ONCE,
             planted: self.planted,
         }
     }

@@ -110,6 +110,7 @@ impl Lake {
             storage: storage.clone(),
             local_state: folder.path().join("state"),
             sync_local_state: false,
+            tables_at_once: 1,
             planted,
         };
         let schema = schema(key);

@@ -133,6 +133,7 @@ impl World {
             storage: self.storage.clone(),
             local_state: self.local_state(local),
             sync_local_state: false,
+            tables_at_once: 1,
             planted: self.planted,
         };
         let script = &self.script;
