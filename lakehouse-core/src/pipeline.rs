@@ -174,7 +174,7 @@ impl Collected {
             // The end of a transaction whose last part is written already, or a source that only moves on.
             false => {
                 let idle = late(self.idle_since + self.limits.idle_interval);
-                boundary > self.reached && (self.ended || idle || self.begun || self.due.is_some_and(late))
+                self.begun || (boundary > self.reached && (self.ended || idle || self.due.is_some_and(late)))
             }
         }
     }

@@ -23,6 +23,8 @@ use support::{Violation, block_on};
 
 const FIRST: usize = 0;
 const SECOND: usize = 1;
+/// Which of a table's commits is its first of changes: the copy makes one for its only chunk, and one for its end.
+const CHANGE: usize = 2;
 
 /// Two tables, copied with one row each; then transactions that change the first, the second, or both.
 fn script(changes: &[&[usize]]) -> Script {
@@ -165,7 +167,7 @@ fn a_batch_formed_again_has_the_same_name() {
         run(&undisturbed, Worker::plain(0)).await.unwrap();
         // Crashed before its commit, then formed of other chunks by another incarnation.
         let disturbed = world(changes);
-        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
         let crash = Worker::plain(0).with([at("lake.first", call, Fault::CrashBefore)]);
         assert_eq!(code(run(&disturbed, crash).await), "CRASH");
         let again = Worker { chunking: Chunking { group: 2, rows: 1 }, ..Worker::plain(1) };
@@ -184,7 +186,7 @@ fn a_commit_whose_answer_is_lost_is_found_and_not_made_twice() {
             let plain = world(changes);
             run(&plain, Worker::plain(0)).await.unwrap();
             let world = world(changes);
-            let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+            let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
             // The same life goes on: it looks, and makes another attempt only if nothing is there.
             checked_after(&world, Worker::plain(0).with([at("lake.first", call, fault)])).await;
             assert_eq!(world.ground.fired(), 1);
@@ -204,7 +206,7 @@ fn a_commit_that_lands_late_wins_or_loses_and_never_both() {
     block_on(async {
         let plain = world(changes);
         run(&plain, Worker::plain(0)).await.unwrap();
-        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
         // Arrives before the next look, between look and next attempt, with the next attempt, and when all is over.
         for delay in [0, 1, 2, 3, 5, 1_000] {
             let world = world(changes);
@@ -219,7 +221,7 @@ fn a_commit_that_lands_late_wins_or_loses_and_never_both() {
 fn a_stale_writer_that_wakes_up_writes_nothing() {
     let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
     block_on(async {
-        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
         let world = world(changes);
         let sleeper = Worker { local: "stale", ..Worker::plain(0) }.with([at("lake.first", call, Fault::PauseBefore)]);
         let (running, gate) = until_asleep(&world, sleeper).await.unwrap();
@@ -237,7 +239,7 @@ fn a_zombie_lands_between_go_and_our_first_commit_and_the_cut_names_what_was_rea
     let changes: &[&[usize]] = &[&[SECOND], &[FIRST]];
     block_on(async {
         let world = world(changes);
-        let call = commit_call(changes, Worker::plain(0), "lake.first", 1).await;
+        let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
         // The zombie's batch holds both transactions, and it sleeps before its first commit.
         let zombie = Worker { local: "zombie", ..Worker::plain(0) }.with([at("lake.first", call, Fault::PauseBefore)]);
         // The successor has committed the first transaction to the second table, and is about to write the cut. Its
@@ -264,7 +266,7 @@ fn a_zombie_lands_between_go_and_our_first_commit_and_the_cut_names_what_was_rea
 /// The first table is committed up to the end, the second not at all: the worker died between the two.
 async fn torn(changes: &[&[usize]]) -> Arc<World> {
     let world = world(changes);
-    let call = commit_call(changes, Worker::plain(0), "lake.second", 1).await;
+    let call = commit_call(changes, Worker::plain(0), "lake.second", CHANGE).await;
     let crash = Worker::plain(0).with([at("lake.second", call, Fault::CrashBefore)]);
     assert_eq!(code(run(&world, crash).await), "CRASH");
     world
@@ -486,7 +488,7 @@ fn a_foreign_property_on_a_mirror_costs_one_restart() {
     let changes: &[&[usize]] = &[&[FIRST, SECOND], &[FIRST]];
     block_on(async {
         let world = world(changes);
-        let call = commit_call(changes, Worker::plain(0), "lake.first", 2).await;
+        let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
         let sleeper = Worker::plain(0).with([at("lake.first", call, Fault::PauseBefore)]);
         let (running, gate) = until_asleep(&world, sleeper).await.unwrap();
         set_property(&world, &TableName::new("lake", "first"), "owner.team", "somebody").await;
@@ -502,7 +504,7 @@ fn another_incarnations_commit_of_the_same_batch_is_not_taken_for_ours() {
     block_on(async {
         let world = world(changes);
         // Both would commit the same range of the first table; the zombie's files are in, the successor's are not.
-        let call = commit_call(changes, Worker::plain(0), "lake.first", 2).await;
+        let call = commit_call(changes, Worker::plain(0), "lake.first", CHANGE).await;
         let zombie = Worker { local: "zombie", ..Worker::plain(0) }.with([at("lake.first", call, Fault::PauseBefore)]);
         // Calls of a later life: two loads at the start, then the look at the head before the commit.
         let successor = Worker::plain(1).with([at("lake.first", 2, Fault::PauseBefore)]);
