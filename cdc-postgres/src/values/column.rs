@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use arrow_array::ArrayRef;
 use arrow_array::builder::{
     ArrayBuilder, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder,
-    Float32Builder, Float64Builder, Int32Builder, Int64Builder, PrimitiveBuilder, StringBuilder,
+    Float32Builder, Float64Builder, GenericByteBuilder, Int32Builder, Int64Builder, PrimitiveBuilder, StringBuilder,
     Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
 };
-use arrow_array::types::ArrowPrimitiveType;
+use arrow_array::types::{ArrowPrimitiveType, ByteArrayType};
+use arrow_array::{Array, ArrayRef};
 
 use super::array::ListColumn;
 use super::hstore::HstoreColumn;
@@ -260,26 +260,44 @@ impl Column {
             }
     }
 
+    /// Takes the values out. What comes next gets the space that these have needed: growing by doubling would copy and
+    /// clear all of it again for every batch.
     pub(super) fn finish(&mut self) -> ArrayRef {
         match self {
             Self::Bool(values) => Arc::new(values.finish()),
-            Self::Int2(values) | Self::Int4(values) => Arc::new(values.finish()),
-            Self::Int8(values) | Self::Oid(values) => Arc::new(values.finish()),
-            Self::Float4(values) => Arc::new(values.finish()),
-            Self::Float8(values) | Self::NumericDouble(values) => Arc::new(values.finish()),
-            Self::Decimal { values, .. } | Self::Money(values) => Arc::new(values.finish()),
-            Self::Date { values, .. } => Arc::new(values.finish()),
-            Self::Timestamp(values) | Self::Timestamptz(values) => Arc::new(values.finish()),
-            Self::Time(values) => Arc::new(values.finish()),
-            Self::Uuid(values) => Arc::new(values.finish()),
-            Self::Bytea { values, .. } | Self::Ewkb { values, .. } => Arc::new(values.finish()),
-            Self::Text { values, .. } => Arc::new(values.finish()),
+            Self::Int2(values) | Self::Int4(values) => take(values),
+            Self::Int8(values) | Self::Oid(values) => take(values),
+            Self::Float4(values) => take(values),
+            Self::Float8(values) | Self::NumericDouble(values) => take(values),
+            Self::Decimal { values, .. } | Self::Money(values) => take(values),
+            Self::Date { values, .. } => take(values),
+            Self::Timestamp(values) | Self::Timestamptz(values) => take(values),
+            Self::Time(values) => take(values),
+            Self::Uuid(values) => {
+                let array = values.finish();
+                *values = FixedSizeBinaryBuilder::with_capacity(array.len(), 16);
+                Arc::new(array)
+            }
+            Self::Bytea { values, .. } | Self::Ewkb { values, .. } => take_bytes(values),
+            Self::Text { values, .. } => take_bytes(values),
             Self::List(list) => list.finish(),
             Self::Hstore(map) => map.finish(),
             Self::Point(point) => point.finish(),
             Self::Vector(vector) => vector.finish(),
         }
     }
+}
+
+fn take<T: ArrowPrimitiveType>(values: &mut PrimitiveBuilder<T>) -> ArrayRef {
+    let array = values.finish();
+    *values = PrimitiveBuilder::with_capacity(array.len()).with_data_type(array.data_type().clone());
+    Arc::new(array)
+}
+
+fn take_bytes<T: ByteArrayType>(values: &mut GenericByteBuilder<T>) -> ArrayRef {
+    let array = values.finish();
+    *values = GenericByteBuilder::with_capacity(array.len(), array.value_data().len());
+    Arc::new(array)
 }
 
 /// Whether an Arrow offset can count `held + more`.

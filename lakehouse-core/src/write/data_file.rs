@@ -25,6 +25,9 @@ use crate::storage::{Storage, file_problem};
 const ROW_GROUP_ROWS: usize = 131_072;
 /// Rows of a page: the grain of the page index.
 const PAGE_ROWS: usize = 20_000;
+/// A column whose distinct values take more than this is written plain from there on: a dictionary of nearly every value
+/// costs its hashing and helps no reader.
+const DICTIONARY_BYTES: usize = 64 << 10;
 /// Longest value kept whole in Parquet's own statistics; longer ones are cut and rounded up there (files W4).
 const STATISTICS_BYTES: usize = 64;
 
@@ -131,6 +134,7 @@ pub(super) fn properties() -> WriterProperties {
         .set_created_by("lakehouse".into())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES)
         .set_statistics_truncate_length(Some(STATISTICS_BYTES))
         .set_column_index_truncate_length(Some(STATISTICS_BYTES))
         .build()
