@@ -13,8 +13,8 @@ use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, 
 use parquet::arrow::ArrowSchemaConverter;
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, LogicalType, Type as PhysicalType, ZstdLevel};
-use parquet::file::properties::{WriterProperties, WriterPropertiesPtr};
-use parquet::schema::types::{SchemaDescriptor, Type as ParquetType, TypePtr};
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterPropertiesPtr};
+use parquet::schema::types::{ColumnDescPtr, SchemaDescriptor, Type as ParquetType, TypePtr};
 
 use super::statistics::Statistics;
 use crate::error::Problem;
@@ -47,7 +47,9 @@ impl FileSchema {
         let converted = converted.map_err(|error| parquet_problem("schema", &error))?;
         let root = with_fixed_length_decimals(converted.root_schema());
         let root = root.map_err(|error| parquet_problem("schema", &error))?;
-        Ok(Self { iceberg, arrow, parquet: SchemaDescriptor::new(root), properties: Arc::new(properties()) })
+        let parquet = SchemaDescriptor::new(root);
+        let properties = Arc::new(with_dictionaries_for_bytes(properties(), &parquet));
+        Ok(Self { iceberg, arrow, parquet, properties })
     }
 }
 
@@ -138,6 +140,16 @@ pub(super) fn properties() -> WriterProperties {
         .set_statistics_truncate_length(Some(STATISTICS_BYTES))
         .set_column_index_truncate_length(Some(STATISTICS_BYTES))
         .build()
+}
+
+/// Dictionaries for strings and bytes only: numbers, times and identifiers in a change stream hardly repeat, and where
+/// they do, zstd finds it for less than it costs to look each of them up.
+fn with_dictionaries_for_bytes(properties: WriterProperties, schema: &SchemaDescriptor) -> WriterProperties {
+    let numbers = schema.columns().iter().filter(|column| column.physical_type() != PhysicalType::BYTE_ARRAY);
+    let plain = |builder: WriterPropertiesBuilder, column: &ColumnDescPtr| {
+        builder.set_column_dictionary_enabled(column.path().clone(), false)
+    };
+    numbers.fold(properties.into_builder(), plain).build()
 }
 
 /// Decimals as fixed-length bytes at any precision: a column that is widened later stays readable (files W10).
