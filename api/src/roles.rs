@@ -178,7 +178,7 @@ async fn supervise<F: Future<Output = Result<(), Problem>>>(
     incarnation: impl Fn() -> F,
     tell: impl Fn(Phase, Option<&Problem>),
 ) -> Result<(), Problem> {
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Pauses::default();
     loop {
         tell(Phase::Running, None);
         let begun = Instant::now();
@@ -189,10 +189,7 @@ async fn supervise<F: Future<Output = Result<(), Problem>>>(
             Reaction::Retry => {}
             Reaction::Halt | Reaction::HaltTable => return Err(problem),
         }
-        if begun.elapsed() >= HEALTHY {
-            pause = FIRST_PAUSE;
-        }
-        let wait = jittered(pause);
+        let wait = jittered(pauses.after(begun.elapsed()));
         let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         warn!(
             pipeline = name,
@@ -209,7 +206,26 @@ async fn supervise<F: Future<Output = Result<(), Problem>>>(
             () = stop.cancelled() => return Ok(()),
             () = sleep(wait) => {}
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// How long to wait before the next incarnation: twice as long each time, and short again after a healthy life.
+struct Pauses {
+    next: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+}
+
+impl Pauses {
+    /// The pause after an incarnation that lived so long.
+    fn after(&mut self, lived: Duration) -> Duration {
+        let pause = if lived >= HEALTHY { FIRST_PAUSE } else { self.next };
+        self.next = (pause * 2).min(LONGEST_PAUSE);
+        pause
     }
 }
 
@@ -224,54 +240,53 @@ mod tests {
 
     use super::*;
 
-    /// Incarnations that end as scripted: how long each lives, and what ends it.
-    async fn check(script: &[(u64, Result<(), Problem>)], stop: &CancellationToken) -> (Result<(), Problem>, Vec<f64>) {
-        let begun = RefCell::new(Vec::new());
-        let next = RefCell::new(script.iter().cloned());
-        let incarnation = || async {
-            begun.borrow_mut().push(Instant::now());
-            let (seconds, ended) = next.borrow_mut().next().expect("the script is long enough");
-            sleep(Duration::from_secs(seconds)).await;
-            ended
-        };
+    /// Incarnations that end at once, as scripted; returns how many there were, too.
+    async fn check(script: &[Result<(), Problem>], stop: &CancellationToken) -> (Result<(), Problem>, usize) {
+        let left = RefCell::new(script.iter().cloned());
+        let incarnation = || async { left.borrow_mut().next().expect("the script is long enough") };
         let ended = supervise("p", stop, incarnation, |_, _| {}).await;
-        let begun = begun.into_inner();
-        let starts = begun.iter().map(|start| (*start - begun[0]).as_secs_f64()).collect();
-        (ended, starts)
+        (ended, script.len() - left.into_inner().len())
     }
 
     fn passing() -> Result<(), Problem> {
         Err(Problem::retry("SERVER", "p", "gone for a moment"))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn pauses_double_up_to_a_minute_and_are_short_again_after_a_healthy_minute() {
-        let mut script: Vec<_> = (0..12).map(|_| (0, passing())).collect();
-        script.extend([(61, passing()), (0, Ok(()))]);
-        let (ended, starts) = check(&script, &CancellationToken::new()).await;
-        assert!(ended.is_ok());
-        let pauses: Vec<f64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        let mut expected = 0.25;
-        for pause in &pauses[..12] {
-            assert!((expected / 2.0 - 0.01..=expected + 0.01).contains(pause), "{pause} of {expected}");
-            expected = (expected * 2.0_f64).min(60.0);
+    #[test]
+    fn pauses_double_up_to_a_minute_and_are_short_again_after_a_healthy_life() {
+        let mut pauses = Pauses::default();
+        let mut expected = FIRST_PAUSE;
+        for _ in 0..12 {
+            assert_eq!(pauses.after(Duration::ZERO), expected);
+            expected = (expected * 2).min(LONGEST_PAUSE);
         }
-        assert!((61.0..=61.26).contains(&pauses[12]), "{}", pauses[12]);
+        assert_eq!(expected, LONGEST_PAUSE);
+        assert_eq!(pauses.after(HEALTHY), FIRST_PAUSE);
+        assert_eq!(pauses.after(Duration::ZERO), FIRST_PAUSE * 2);
+        let pause = jittered(LONGEST_PAUSE);
+        assert!(pause >= LONGEST_PAUSE / 2 && pause <= LONGEST_PAUSE);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_problem_for_a_person_ends_the_supervision_at_once() {
+    #[tokio::test]
+    async fn a_problem_for_a_person_ends_the_supervision() {
         let halt = Problem::halt("GAP", "p", "the slot has forgotten", "resync");
-        let (ended, starts) = check(&[(0, passing()), (0, Err(halt))], &CancellationToken::new()).await;
-        assert_eq!((ended.unwrap_err().code, starts.len()), ("GAP", 2));
+        let (ended, lives) = check(&[passing(), Err(halt)], &CancellationToken::new()).await;
+        assert_eq!((ended.unwrap_err().code, lives), ("GAP", 2));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
+    async fn an_incarnation_that_ends_well_has_no_successor() {
+        let (ended, lives) = check(&[passing(), Ok(()), passing()], &CancellationToken::new()).await;
+        assert!(ended.is_ok());
+        assert_eq!(lives, 2);
+    }
+
+    #[tokio::test]
     async fn a_stop_ends_the_pause() {
         let stop = CancellationToken::new();
         stop.cancel();
-        let (ended, starts) = check(&[(0, passing())], &stop).await;
+        let (ended, lives) = check(&[passing(), passing()], &stop).await;
         assert!(ended.is_ok());
-        assert_eq!(starts.len(), 1);
+        assert_eq!(lives, 1);
     }
 }

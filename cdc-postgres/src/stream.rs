@@ -88,6 +88,7 @@ impl Transaction {
 }
 
 impl WalStream {
+    /// `from` is the cut's position, compared with the slot's: the server may hear it at once.
     pub(crate) fn new(
         replication: Replication,
         slot: &str,
@@ -95,6 +96,7 @@ impl WalStream {
         tables: BTreeMap<String, StreamedTable>,
         from: Position,
     ) -> Self {
+        replication.feedback.durable(from.offset());
         Self {
             replication,
             slot: slot.to_owned(),

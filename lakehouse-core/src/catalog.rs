@@ -88,7 +88,20 @@ pub async fn write_metadata(
     metadata: &TableMetadata,
     location: &MetadataLocation,
 ) -> Result<(), Problem> {
-    let written = metadata.write_to(storage.io(), location).await;
-    written.map_err(|error| iceberg_problem(&name.to_string(), "written", &error))?;
-    storage.make_durable(vec![location.to_string()]).await
+    let failed = |error: iceberg::Error| iceberg_problem(&name.to_string(), "written", &error);
+    let text = metadata_text(metadata).map_err(|error| failed(error.into()))?;
+    let path = location.to_string();
+    storage.io().new_output(&path).map_err(failed)?.write(text.into()).await.map_err(failed)?;
+    storage.make_durable(vec![path]).await
+}
+
+/// The metadata as JSON. A table without snapshots has the current one -1, as some engines insist (files W9); the library
+/// leaves it out.
+fn metadata_text(metadata: &TableMetadata) -> serde_json::Result<Vec<u8>> {
+    if metadata.current_snapshot_id().is_some() {
+        return serde_json::to_vec(metadata);
+    }
+    let mut text = serde_json::to_value(metadata)?;
+    text["current-snapshot-id"] = (-1).into();
+    serde_json::to_vec(&text)
 }
