@@ -106,6 +106,7 @@ impl Lakehouse {
         }
         lakehouse.begin_histories().await?;
         lakehouse.protect();
+        lakehouse.complete_cut().await?;
         Ok(lakehouse)
     }
 
@@ -231,7 +232,29 @@ impl Lakehouse {
         self.tables.get_mut(&source).expect("begin_copy left it here").mirror = Some(mirror);
         self.begin_histories().await?;
         self.protect();
-        Ok(())
+        self.complete_cut().await
+    }
+
+    /// Writes the cut anew once every table is copied, if it does not name them all: a source where nothing happens any
+    /// more would never give a reason for the next one.
+    async fn complete_cut(&mut self) -> Result<(), Problem> {
+        match self.incomplete_cut() {
+            Some(position) => self.write_cut(position).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The position of the cut, if all tables are copied and it does not name each of them.
+    fn incomplete_cut(&self) -> Option<Position> {
+        let cut = self.control.state().cut.as_ref()?;
+        let mut named = true;
+        for (source, captured) in &self.tables {
+            for table in captured.expected_tables().filter(|_| !self.left.contains_key(source)) {
+                let table = table.filter(|table| table.expected().is_some())?;
+                named &= cut.tables.contains_key(&table.name().to_string());
+            }
+        }
+        (!named).then_some(cut.position)
     }
 
     /// A table leaves the cut where it stands; the others go on (protocol C8).
@@ -416,6 +439,13 @@ impl CapturedTable {
     /// The lowest position of its tables.
     fn expected(&self) -> Option<Position> {
         self.lake_tables().map(|table| table.expected()).min().flatten()
+    }
+
+    /// The tables that it has when it is whole; `None` for a mirror that is being copied.
+    fn expected_tables(&self) -> impl Iterator<Item = Option<&LakeTable>> {
+        let mirror = self.schema.has_mirror().then(|| self.mirror.as_ref().map(|mirror| &mirror.table));
+        let history = self.history.as_ref().map(|history| Some(&history.table));
+        mirror.into_iter().chain(history)
     }
 
     fn lake_tables(&self) -> impl Iterator<Item = &LakeTable> {

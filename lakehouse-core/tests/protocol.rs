@@ -309,7 +309,9 @@ fn a_source_that_is_never_silent_does_not_put_off_the_cuts() {
         let worker = Worker { chunking: Chunking { group: 1, rows: 1 }, bytes: one * 3 / 2, ..Worker::plain(0) };
         checked_after(&world, worker).await;
         let (_, table) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
-        assert_eq!(recorded_cuts(&table).len(), 1 + changes.len(), "a cut for each transaction, and the first");
+        let cuts = recorded_cuts(&table);
+        assert_eq!(cuts.len(), 1 + changes.len(), "the copy's, and one for each transaction");
+        assert!(cuts.iter().all(|cut| cut.tables.len() == 2), "also the copy's cut names both tables");
     });
 }
 

@@ -279,8 +279,10 @@ pub fn recorded_cuts(table: &LoadedTable) -> Vec<Cut> {
     let cut = |snapshot: &&iceberg::spec::SnapshotRef| {
         serde_json::from_str(snapshot.summary().additional_properties.get(properties::CUT)?).ok()
     };
-    let mut cuts: Vec<Cut> = snapshots.iter().filter_map(cut).collect();
+    // Of several at one position the newest: an epoch repeats the cut, and the end of a copy completes it.
+    let mut cuts: Vec<Cut> = snapshots.iter().rev().filter_map(cut).collect();
     cuts.dedup_by_key(|cut| cut.position);
+    cuts.reverse();
     cuts
 }
 
