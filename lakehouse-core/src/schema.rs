@@ -3,7 +3,7 @@
 //! A source describes its table once as a [`TableSchema`], in Arrow types; Iceberg's field ids are given out here and
 //! read back from the table's metadata, never assumed (`facts`: creation reassigns them).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -169,6 +169,31 @@ impl TableSchema {
                 "exclude the table, report this",
             )
         })
+    }
+
+    /// Why a table of the lake cannot take this table's rows any more, if it cannot: what stands there under a column's
+    /// name, or as its key, is something else now. Rows from before the change would silently stay as they were. Columns
+    /// that the lake lacks are no reason, they are added.
+    pub fn conflict_with(&self, lake: &Schema, wanted: &Schema) -> Option<String> {
+        let plain = |field_type: &Type| renumber(field_type, &mut FieldIds(0));
+        for field in lake.as_struct().fields().iter().filter(|field| !field.name.starts_with("_cdc_")) {
+            let column = self.columns.iter().find(|column| column.name == field.name);
+            let (Some(column), Some(now)) = (column, wanted.field_by_name(&field.name)) else {
+                return Some(format!("column {:?} has been dropped or renamed", field.name));
+            };
+            // Another engine may have taken the doc away, and a search path changes how a type's name is qualified.
+            let unqualified = |text: &str| text.rsplit('.').next().unwrap_or(text).to_owned();
+            let source_type = field.doc.as_deref().and_then(|doc| doc.strip_prefix(&format!("{} ", column.source_name)));
+            let retyped = source_type.is_some_and(|known| unqualified(known) != unqualified(&column.source_type));
+            if retyped || plain(&field.field_type) != plain(&now.field_type) {
+                return Some(format!("column {:?} has changed its type", column.source_name));
+            }
+        }
+        let key = |schema: &Schema| -> BTreeSet<String> {
+            let names = schema.identifier_field_ids().filter_map(|id| schema.name_by_field_id(id).map(str::to_owned));
+            names.collect()
+        };
+        (key(lake) != key(wanted)).then(|| "the key has changed".to_owned())
     }
 
     /// The mirror's partition spec over `schema`'s ids.
