@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tracing::info;
 
-use crate::chunk::{Overflow, has_overflow, with_overflow};
+use crate::chunk::Overflow;
 use crate::config::PostgresSource;
 use crate::copy_binary::{CopyError, CopyReader, CopyStep};
 use crate::problem::sql_problem;
@@ -376,8 +376,8 @@ impl RowDecoder {
             return Ok(());
         }
         let mut columns: Vec<ArrayRef> = self.builders.iter_mut().map(ColumnBuilder::finish).collect();
-        if let Some(overflow) = self.overflow.finish(self.count, has_overflow(&self.schema)) {
-            self.schema = with_overflow(&self.schema);
+        if let Some(overflow) = self.overflow.finish(self.count, self.schema.has_overflow()) {
+            self.schema = Arc::new(self.schema.with_overflow());
             columns.push(overflow);
         }
         let (rows, bytes) = (std::mem::take(&mut self.count), std::mem::take(&mut self.bytes));
