@@ -505,3 +505,57 @@ async fn rows_without_a_key_are_told_apart_by_values_that_do_not_fit_too() {
     let left = shop.lake.cut().await.expect("a cut").left;
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_are_told_apart_by_maps_and_lists_too() {
+    let shop = Shop::open("whole_nested").await;
+    shop.sql(
+        "CREATE EXTENSION hstore; CREATE TABLE t (a int, h hstore, hs hstore[], l text[], p point);
+         ALTER TABLE t REPLICA IDENTITY FULL;
+         INSERT INTO t SELECT n, hstore(ARRAY['k', 'n'], ARRAY[NULL, (n % 3)::text]), ARRAY[hstore('k', (n % 2)::text), NULL],
+             ARRAY['x', NULL, (n % 5)::text], point(n, 0) FROM generate_series(1, 20) n",
+    )
+    .await;
+    let numbers = async |shop: &Shop| -> Vec<String> {
+        let rows = shop.lake.rows("t").await;
+        let mut numbers: Vec<String> =
+            rows.iter().map(|row| row.split('|').next().unwrap_or_default().to_owned()).collect();
+        numbers.sort();
+        numbers
+    };
+    let mut running = shop.lake.start();
+    for script in [
+        "UPDATE t SET a = a + 100 WHERE a < 5",
+        "UPDATE t SET h = h || 'new=>1', hs = NULL WHERE a > 15",
+        "DELETE FROM t WHERE a % 4 = 0; INSERT INTO t VALUES (7, '', '{}', '{}', NULL), (7, NULL, NULL, NULL, NULL)",
+        "UPDATE t SET a = 8 WHERE h = ''; DELETE FROM t WHERE a > 12 AND h ? 'new'",
+    ] {
+        shop.sql(script).await;
+        shop.caught_up(&mut running).await;
+        assert_eq!(numbers(&shop).await, shop.selected("SELECT a FROM t").await, "behind {script}");
+    }
+    running.stop().await;
+    assert!(shop.lake.cut().await.expect("a cut").left.is_empty());
+}
+
+/// A table that appears later is copied and followed, also one without a key, and disturbs no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_that_appear_while_the_worker_is_down_join() {
+    let shop = Shop::open("late_tables").await;
+    shop.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'copied')").await;
+    let mut running = shop.lake.start();
+    shop.follows(&mut running, &[("t", "t")]).await;
+    running.stop().await;
+    shop.sql("INSERT INTO t VALUES (2, 'while down')").await;
+    shop.sql("CREATE TABLE late (id int PRIMARY KEY, v text); CREATE TABLE log (v text)").await;
+    shop.sql("INSERT INTO late VALUES (1, 'before the start'); INSERT INTO log VALUES ('before the start')").await;
+    shop.sql("INSERT INTO t VALUES (3, 'while down')").await;
+    let mut running = shop.lake.start();
+    shop.caught_up(&mut running).await;
+    shop.sql("INSERT INTO t VALUES (4, 'on'); INSERT INTO late VALUES (2, 'on'); INSERT INTO log VALUES ('on')").await;
+    shop.sql("UPDATE late SET v = 'changed'; DELETE FROM log").await;
+    shop.follows(&mut running, &[("t", "t"), ("late", "late")]).await;
+    running.stop().await;
+    let log = shop.lake.rows("log_history").await;
+    assert_eq!(log.len(), 1, "{log:?}");
+}
