@@ -18,7 +18,7 @@ use testkit::postgres::{Cluster, Options};
 
 const ACCOUNTS: u64 = 40;
 const WRITERS: u64 = 4;
-const KILLS: usize = 8;
+const KILLS: usize = 10;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +35,7 @@ async fn every_snapshot_and_every_cut_of_a_bank_balances_over_restarts() {
     let mut running = lake.start_resuming("state");
     lake.caught_up(&cluster, &mut running).await;
     for kill in 0..KILLS {
-        follows(&lake, 2).await;
+        follows(&lake, 4).await;
         tokio::time::sleep(Duration::from_millis(random.u64(0..300))).await;
         running.abort().await;
         // On another machine: the one that was cut off still holds its key indexes.

@@ -286,8 +286,9 @@ async fn a_changed_column_type_halts_its_table_and_no_other() {
 /// Made while the worker runs, while it is down and has changes to catch up with, and while it is down without any.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_change_that_is_not_followed_halts_its_table_whenever_it_is_made() {
+    type Change = (&'static str, &'static str, &'static str);
     const OTHER: &str = "CREATE TABLE other (id int PRIMARY KEY);";
-    let changes = [
+    let changes: [Change; 8] = [
         ("text", "v int", "ALTER COLUMN v TYPE text"),
         ("wider", "v int", "ALTER COLUMN v TYPE bigint"),
         ("scale", "v numeric(10, 2)", "ALTER COLUMN v TYPE numeric(10, 3)"),
@@ -298,18 +299,16 @@ async fn a_schema_change_that_is_not_followed_halts_its_table_whenever_it_is_mad
         ("fewer", "v int, PRIMARY KEY (id, v)", "DROP CONSTRAINT TABLE_pkey, ADD PRIMARY KEY (id)"),
     ];
     let shop = Shop::open("schema_changed").await;
-    let of = |when: &str, table: &dyn Fn(&str, &(&str, &str, &str)) -> String| -> String {
+    let of = |when: &str, table: &dyn Fn(&str, &Change) -> String| -> String {
         changes.iter().map(|change| table(&format!("{}_{when}", change.0), change)).collect()
     };
-    let create = |name: &str, (_, columns, _): &(&str, &str, &str)| {
+    let create = |name: &str, (_, columns, _): &Change| {
         let id = if columns.contains("PRIMARY KEY") { "id int" } else { "id int PRIMARY KEY" };
         format!("CREATE TABLE {name} ({id}, {columns}); INSERT INTO {name} VALUES (1, 1);")
     };
-    let row = |name: &str, _: &(&str, &str, &str)| format!("INSERT INTO {name} VALUES (2, 2);");
-    let alter = |name: &str, (_, _, change): &(&str, &str, &str)| {
-        format!("ALTER TABLE {name} {};", change.replace("TABLE", name))
-    };
-    let new_row = |name: &str, (kind, ..): &(&str, &str, &str)| {
+    let row = |name: &str, _: &Change| format!("INSERT INTO {name} VALUES (2, 2);");
+    let alter = |name: &str, (_, _, change): &Change| format!("ALTER TABLE {name} {};", change.replace("TABLE", name));
+    let new_row = |name: &str, (kind, ..): &Change| {
         format!("INSERT INTO {name} VALUES (3{});", if *kind == "dropped" { "" } else { ", 3" })
     };
     for when in ["running", "behind", "quiet"] {

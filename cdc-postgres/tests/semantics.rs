@@ -3,7 +3,13 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cdc_postgres::CopyObserver;
+use lakehouse_core::error::Reaction;
 use support::Shop;
+use testkit::postgres::Cluster;
 
 /// Steps of one case: SQL scripts, each one transaction. The pipeline starts behind the first, is stopped and started
 /// behind `stopped_behind`, and the mirrors are compared behind each.
@@ -534,6 +540,40 @@ async fn rows_without_a_key_are_told_apart_by_maps_and_lists_too() {
         shop.caught_up(&mut running).await;
         assert_eq!(numbers(&shop).await, shop.selected("SELECT a FROM t").await, "behind {script}");
     }
+    running.stop().await;
+    assert!(shop.lake.cut().await.expect("a cut").left.is_empty());
+}
+
+/// TRUNCATE is not MVCC-safe: behind it the table looks empty also to the copy's snapshot, in which it was full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_truncated_before_it_is_copied_is_copied_from_a_newer_snapshot() {
+    struct TruncateFirst(&'static Cluster, AtomicBool);
+    impl CopyObserver for TruncateFirst {
+        fn begin(&self, _: &str, _: u64) {
+            if self.1.swap(false, Ordering::Relaxed) {
+                let script = "UPDATE t SET small = 1 WHERE id = 1; UPDATE t SET small = 2 WHERE id = 2";
+                tokio::task::block_in_place(|| {
+                    tokio::runtime::Handle::current().block_on(async {
+                        self.0.sql("truncated", script).await;
+                        self.0.sql("truncated", "TRUNCATE t; INSERT INTO t VALUES (7, 0, 'new')").await;
+                    });
+                });
+            }
+        }
+        fn advance(&self, _: &str, _: u64, _: u64) {}
+        fn done(&self, _: &str) {}
+    }
+    let mut shop = Shop::open("truncated").await;
+    shop.sql(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, small int, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+         INSERT INTO t SELECT n, 0, {BIG} FROM generate_series(1, 5) n"
+    ))
+    .await;
+    shop.lake.observer = Arc::new(TruncateFirst(shop.cluster, AtomicBool::new(true)));
+    let problem = shop.lake.start().problem().await;
+    assert_eq!((problem.code, problem.reaction), ("TABLE_REWRITTEN", Reaction::Retry));
+    let mut running = shop.lake.start();
+    shop.follows(&mut running, &[("t", "t")]).await;
     running.stop().await;
     assert!(shop.lake.cut().await.expect("a cut").left.is_empty());
 }

@@ -37,6 +37,7 @@ pub struct Lake {
     pub planted: Planted,
     /// Folder of the key indexes: workers on different machines have different ones.
     pub local_state: String,
+    pub observer: Arc<dyn CopyObserver>,
 }
 
 /// A database of its own on the test binary's one server, and its lake.
@@ -88,7 +89,8 @@ impl Lake {
             memory: 256 << 20,
         };
         let folder = tempfile::tempdir().expect("temporary folder");
-        Self { folder, source, memory: 16 << 20, planted: Planted::none(), local_state: "state".to_owned() }
+        let (planted, local_state, observer) = (Planted::none(), "state".to_owned(), Arc::new(Quiet));
+        Self { folder, source, memory: 16 << 20, planted, local_state, observer }
     }
 
     /// The same for another database.
@@ -146,10 +148,9 @@ impl Lake {
         let stop = CancellationToken::new();
         let (source, limits, token) = (self.source.clone(), self.limits(), stop.clone());
         let environment = Environment { local_state: self.path(local_state), ..self.environment() };
+        let observer = Arc::clone(&self.observer);
         let task =
-            tokio::spawn(
-                async move { cdc_postgres::replicate(&source, environment, limits, Arc::new(Quiet), token).await },
-            );
+            tokio::spawn(async move { cdc_postgres::replicate(&source, environment, limits, observer, token).await });
         Running { stop, task }
     }
 
@@ -159,9 +160,10 @@ impl Lake {
         let stop = CancellationToken::new();
         let (source, limits, token) = (self.source.clone(), self.limits(), stop.clone());
         let environment = Environment { local_state: self.path(local_state), ..self.environment() };
+        let observer = Arc::clone(&self.observer);
         let task = tokio::spawn(async move {
             loop {
-                let (environment, observer) = (environment.clone(), Arc::new(Quiet));
+                let (environment, observer) = (environment.clone(), Arc::clone(&observer));
                 let ended = cdc_postgres::replicate(&source, environment, limits, observer, token.clone()).await;
                 match ended {
                     Err(problem) if problem.reaction == Reaction::Retry => {
@@ -324,7 +326,8 @@ impl Shop {
     pub async fn assert_equal(&self, source: &str, mirror: &str) {
         let expected = self.selected(&format!("SELECT * FROM {source}")).await;
         if let Some(difference) = oracle::difference(&expected, &self.lake.rows(mirror).await) {
-            panic!("{source} and {mirror} differ: {difference}");
+            let left = self.lake.cut().await.map(|cut| cut.left);
+            panic!("{source} and {mirror} differ: {difference}left the cut: {left:?}");
         }
     }
 
