@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cdc_postgres::CopyObserver;
 use lakehouse_core::error::Reaction;
+use lakehouse_core::planted::{Bug, Planted};
 use support::Shop;
 use testkit::postgres::Cluster;
 
@@ -598,4 +599,32 @@ async fn tables_that_appear_while_the_worker_is_down_join() {
     running.stop().await;
     let log = shop.lake.rows("log_history").await;
     assert_eq!(log.len(), 1, "{log:?}");
+}
+
+/// That the comparisons above can fail: each planted bug (B9, B10, B13) shows in one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planted_bugs_show_in_the_comparison_with_the_source() {
+    for (database, bug) in [
+        ("sound", None),
+        ("keep_old_row", Some(Bug::KeepOldRow)),
+        ("unchanged_as_null", Some(Bug::UnchangedAsNull)),
+        ("stale_schema", Some(Bug::StaleSchema)),
+    ] {
+        let mut shop = Shop::open(&format!("planted_{database}")).await;
+        shop.lake.planted = bug.map_or(Planted::none(), Planted::only);
+        shop.sql(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY, small int, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+             INSERT INTO t SELECT n, 0, {BIG} FROM generate_series(1, 5) n"
+        ))
+        .await;
+        let mut running = shop.lake.start();
+        shop.caught_up(&mut running).await;
+        shop.sql("UPDATE t SET small = 1 WHERE id = 1").await;
+        shop.sql("ALTER TABLE t ADD COLUMN late int; INSERT INTO t VALUES (6, 0, NULL, 5)").await;
+        shop.caught_up(&mut running).await;
+        running.stop().await;
+        let rows = shop.lake.rows("t").await;
+        let equal = rows == shop.selected("SELECT * FROM t").await;
+        assert_eq!(equal, bug.is_none(), "{bug:?} {rows:?}");
+    }
 }
