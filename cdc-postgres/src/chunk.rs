@@ -1,22 +1,18 @@
 //! Changes of one table as they come off the wire, column by column, until they become a chunk.
 //!
-//! Also owns `_cdc_overflow`: the exact text of values that their mapped type cannot hold (requirements section 4). The
+//! Also fills `_cdc_overflow`: the exact text of values that their mapped type cannot hold (requirements section 4). The
 //! column joins the schema with the first chunk that needs it.
 
 use std::sync::Arc;
 
 use arrow_array::builder::{BooleanBuilder, MapBuilder, MapFieldNames, StringBuilder};
 use arrow_array::{ArrayRef, BooleanArray};
-use arrow_schema::{DataType, Field};
 use lakehouse_core::change::{BeforeImages, ChangeChunk, Operation, Origin, UnchangedColumn};
 use lakehouse_core::position::Position;
-use lakehouse_core::schema::{Column, Key, TableSchema};
+use lakehouse_core::schema::{Key, TableSchema};
 
 use crate::pgoutput::{self, OldTuple, Tuple};
 use crate::values::{Appended, ColumnBuilder, ColumnType, ValueError};
-
-/// Name of the map of values that did not fit.
-pub(crate) const OVERFLOW: &str = "_cdc_overflow";
 
 /// Why a row cannot be taken: its table halts, the others go on.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +48,9 @@ struct Before {
     types: Vec<ColumnType>,
     columns: Vec<ColumnBuilder>,
     known: BooleanBuilder,
+    /// Rows are told apart by all their values, so also by those that do not fit.
+    whole_row: bool,
+    overflow: Overflow,
 }
 
 impl ChunkBuilder {
@@ -65,9 +64,11 @@ impl ChunkBuilder {
             Key::WholeRow | Key::None => Vec::new(),
         };
         let before = Before {
-            types: schema.before_columns.iter().map(|&column| types[column].clone()).collect(),
+            types: schema.before_columns.iter().filter_map(|&column| types.get(column).cloned()).collect(),
             columns: Vec::new(),
             known: BooleanBuilder::new(),
+            whole_row: schema.key == Key::WholeRow,
+            overflow: Overflow::default(),
         };
         Self {
             schema,
@@ -188,8 +189,9 @@ impl ChunkBuilder {
     pub(crate) fn finish(&mut self) -> ChangeChunk {
         let rows = self.rows();
         let mut columns: Vec<ArrayRef> = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
-        if let Some(overflow) = self.overflow.finish(rows, has_overflow(&self.schema)) {
-            self.schema = with_overflow(&self.schema);
+        let wanted = self.schema.has_overflow() || !self.before.overflow.0.is_empty();
+        if let Some(overflow) = self.overflow.finish(rows, wanted) {
+            self.schema = Arc::new(self.schema.with_overflow());
             columns.push(overflow);
         }
         let unchanged = std::mem::take(&mut self.unchanged).into_iter().map(|(column, left_out)| {
@@ -203,7 +205,7 @@ impl ChunkBuilder {
             operations: std::mem::take(&mut self.operations),
             origins: std::mem::take(&mut self.origins),
             rows: columns,
-            before: self.before.finish(),
+            before: self.before.finish(rows, self.schema.has_overflow()),
             unchanged: unchanged.collect(),
         }
     }
@@ -255,22 +257,27 @@ impl Before {
                     continue;
                 }
             };
-            // An old value that does not fit was reported when it was new.
-            let _: Appended = value.map_err(|source| {
-                let column = schema.columns[schema.before_columns[before]].source_name.clone();
-                RowError::Value { column, source }
-            })?;
+            let column = &schema.columns[schema.before_columns[before]];
+            let value = value.map_err(|source| RowError::Value { column: column.source_name.clone(), source })?;
+            // Elsewhere an old value that does not fit was reported when it was new.
+            if let (Appended::Overflow(text), true) = (value, self.whole_row) {
+                self.overflow.add(row, column.name.clone(), text);
+            }
         }
         self.known.append_value(true);
         Ok(())
     }
 
-    fn finish(&mut self) -> Option<BeforeImages> {
+    fn finish(&mut self, rows: usize, overflow: bool) -> Option<BeforeImages> {
         let known = self.known.finish();
         if self.columns.is_empty() {
             return None;
         }
-        let columns = std::mem::take(&mut self.columns).into_iter().map(|mut builder| builder.finish()).collect();
+        let columns = std::mem::take(&mut self.columns).into_iter().map(|mut builder| builder.finish());
+        let mut columns: Vec<ArrayRef> = columns.collect();
+        if overflow && self.whole_row {
+            columns.extend(self.overflow.finish(rows, true));
+        }
         Some(BeforeImages { known, columns })
     }
 }
@@ -303,32 +310,6 @@ impl Overflow {
             builder.append(any).expect("keys and values are appended in pairs");
         }
         Some(Arc::new(builder.finish()))
-    }
-}
-
-pub(crate) fn has_overflow(schema: &TableSchema) -> bool {
-    schema.columns.last().is_some_and(|column| column.name == OVERFLOW)
-}
-
-/// The same schema with the overflow column behind all others.
-pub(crate) fn with_overflow(schema: &Arc<TableSchema>) -> Arc<TableSchema> {
-    if has_overflow(schema) {
-        return Arc::clone(schema);
-    }
-    let mut wider = TableSchema::clone(schema);
-    wider.columns.push(overflow_column());
-    Arc::new(wider)
-}
-
-fn overflow_column() -> Column {
-    let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, true)];
-    let entries = Field::new("key_value", DataType::Struct(entries.into()), false);
-    Column {
-        name: OVERFLOW.to_owned(),
-        source_name: OVERFLOW.to_owned(),
-        source_type: "values that their column cannot hold, as PostgreSQL's text".to_owned(),
-        data_type: DataType::Map(Arc::new(entries), false),
-        required: false,
     }
 }
 

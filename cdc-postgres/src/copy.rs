@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tracing::info;
 
-use crate::chunk::{Overflow, has_overflow, with_overflow};
+use crate::chunk::Overflow;
 use crate::config::PostgresSource;
 use crate::copy_binary::{CopyError, CopyReader, CopyStep};
 use crate::problem::sql_problem;
@@ -249,7 +249,23 @@ async fn read_range<S: RowSink>(
     }
     drop(sender);
     let sink = decoding.await.unwrap_or_else(|_| Err(interrupted(&copy.table)));
-    failure.map_or(sink, Err)
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    check_heap(client, &name, &range.relation).await?;
+    sink
+}
+
+/// TRUNCATE and rewriting ALTER TABLE are not MVCC-safe: a snapshot from before them finds the table empty behind them.
+/// The reading transaction sees pg_class as of its snapshot, but the file that it reads is the present one; its lock
+/// keeps it from changing from the read to here, so when both agree the rows are those of the snapshot.
+async fn check_heap(client: &Client, table: &str, relation: &str) -> Result<(), Problem> {
+    let row = client.query_opt(SAME_HEAP, &[&relation]).await.map_err(|error| sql_problem(table, &error))?;
+    if row.is_some_and(|row| row.get(0)) {
+        return Ok(());
+    }
+    let message = "the table was truncated or rewritten before it could be read as of the snapshot";
+    Err(Problem::retry("TABLE_REWRITTEN", table, message))
 }
 
 fn range_sql(copy: &CopyTable, range: &Range) -> String {
@@ -376,8 +392,8 @@ impl RowDecoder {
             return Ok(());
         }
         let mut columns: Vec<ArrayRef> = self.builders.iter_mut().map(ColumnBuilder::finish).collect();
-        if let Some(overflow) = self.overflow.finish(self.count, has_overflow(&self.schema)) {
-            self.schema = with_overflow(&self.schema);
+        if let Some(overflow) = self.overflow.finish(self.count, self.schema.has_overflow()) {
+            self.schema = Arc::new(self.schema.with_overflow());
             columns.push(overflow);
         }
         let (rows, bytes) = (std::mem::take(&mut self.count), std::mem::take(&mut self.bytes));
@@ -401,6 +417,10 @@ fn unreadable(table: &str, error: &RowError) -> Problem {
 fn interrupted(table: &SourceTable) -> Problem {
     Problem::retry("INTERRUPTED", table.full_name(), "the copy was interrupted")
 }
+
+const SAME_HEAP: &str = "
+    SELECT relfilenode = pg_catalog.pg_relation_filenode(oid) FROM pg_catalog.pg_class
+    WHERE oid = pg_catalog.to_regclass($1)";
 
 const LEAVES: &str = "
     SELECT n.nspname, c.relname, pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::bigint

@@ -76,7 +76,9 @@ impl Publications {
         let mut statements = Vec::new();
         statements.extend(statement(self.changes.as_ref(), &source.publication, all, &keyed, true));
         let append = append_publication(source);
-        statements.extend(statement(self.appends.as_ref(), &append, "insert, truncate", &keyless, false));
+        // Made with the other one, before the slot: made later, it would be unknown to changes that the slot holds (V2).
+        let even_empty = self.changes.is_none();
+        statements.extend(statement(self.appends.as_ref(), &append, "insert, truncate", &keyless, even_empty));
         statements
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lakehouse_core::schema::{Column, TableSchema, lake_name};
 
-use crate::chunk::{ChunkBuilder, has_overflow, with_overflow};
+use crate::chunk::ChunkBuilder;
 use crate::pgoutput::{self, ReplicaIdentity};
 use crate::tables::{Identity, SourceColumn, SourceTable};
 use crate::values::ColumnType;
@@ -83,10 +83,11 @@ impl StreamedTable {
 
     /// Takes new columns into the table, behind all others.
     pub(crate) fn add_columns(&mut self, columns: Vec<SourceColumn>) {
-        let overflow = has_overflow(&self.schema);
+        let overflow = self.schema.has_overflow();
         let mut wider = TableSchema::clone(&self.schema);
         if overflow {
             wider.columns.pop();
+            wider.before_columns.retain(|&column| column < wider.columns.len());
         }
         for column in columns {
             let own = self.source.options.column_names.get(&column.name);
@@ -102,8 +103,7 @@ impl StreamedTable {
             }
             self.source.columns.push(column);
         }
-        let wider = Arc::new(wider);
-        self.schema = if overflow { with_overflow(&wider) } else { wider };
+        self.schema = Arc::new(if overflow { wider.with_overflow() } else { wider });
     }
 
     /// A builder for rows of this shape, whose columns are known from now on.

@@ -20,7 +20,7 @@ use lakehouse_core::fold::{Fold, Range, history_begins};
 use lakehouse_core::lakehouse::Environment;
 use lakehouse_core::position::Position;
 use lakehouse_core::read::{Projection, TableReader, fit};
-use lakehouse_core::schema::{Key, TableName, TableSchema};
+use lakehouse_core::schema::{Key, OVERFLOW, TableName, TableSchema};
 use lakehouse_core::storage::Storage;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -253,8 +253,7 @@ impl Verified<'_> {
 
     /// The mirror's columns that the source has; the overflow column comes with them.
     fn columns(&self, mirror: &TableReader) -> Result<Projection, Problem> {
-        let known =
-            |name: &str| name == crate::chunk::OVERFLOW || self.schema.columns.iter().any(|column| column.name == name);
+        let known = |name: &str| name == OVERFLOW || self.schema.columns.iter().any(|column| column.name == name);
         let fields = mirror.schema.as_struct().fields().iter().filter(|field| known(&field.name));
         Projection::of(&mirror.schema, &fields.map(|field| field.id).collect::<Vec<_>>())
     }

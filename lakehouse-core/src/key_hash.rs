@@ -4,14 +4,16 @@
 //! column that grows from int to long keeps its hashes. Two different keys share a hash with a probability of 2^-128 per
 //! pair (about 10^-21 for a table of 10^9 rows).
 
+use std::sync::Arc;
+
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     Date32Type, Decimal128Type, Float32Type, Float64Type, Int32Type, Int64Type, Time64MicrosecondType,
     TimestampMicrosecondType,
 };
-use arrow_array::{Array, ArrayRef};
+use arrow_array::{Array, ArrayRef, ListArray};
 use arrow_row::{RowConverter, Rows, SortField};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Field, TimeUnit};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 use crate::error::Problem;
@@ -149,8 +151,27 @@ fn nested_rows(columns: &[ArrayRef]) -> Result<Rows, Problem> {
         let remedy = "give the table a primary key, or set its key in the configuration";
         Problem::halt("KEY_TYPE", "", format!("rows of this table cannot be told apart: {error}"), remedy)
     };
+    let columns: Vec<ArrayRef> = columns.iter().map(without_maps).collect();
     let fields = columns.iter().map(|column| SortField::new(column.data_type().clone())).collect();
-    RowConverter::new(fields).and_then(|converter| converter.convert_columns(columns)).map_err(failed)
+    RowConverter::new(fields).and_then(|converter| converter.convert_columns(&columns)).map_err(failed)
+}
+
+/// Arrow's row encoding knows no maps: they count as lists of their entries, in the order that the source gives them.
+fn without_maps(column: &ArrayRef) -> ArrayRef {
+    match column.data_type() {
+        DataType::Map(field, _) => {
+            let map = column.as_map();
+            let entries = Arc::new(map.entries().clone());
+            Arc::new(ListArray::new(Arc::clone(field), map.offsets().clone(), entries, map.nulls().cloned()))
+        }
+        DataType::List(field) => {
+            let list = column.as_list::<i32>();
+            let values = without_maps(list.values());
+            let field = Field::clone(field).with_data_type(values.data_type().clone());
+            Arc::new(ListArray::new(Arc::new(field), list.offsets().clone(), values, list.nulls().cloned()))
+        }
+        _ => Arc::clone(column),
+    }
 }
 
 /// The `occurrence`-th row with the same content: rows of a table without a key are told apart by counting (R55).

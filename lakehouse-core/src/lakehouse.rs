@@ -115,17 +115,26 @@ impl Lakehouse {
         if schema.has_mirror() {
             let iceberg = schema.mirror_schema()?;
             let spec = schema.partition_spec(&iceberg)?;
-            let loaded = self.load_or_create(&schema.mirror, &schema, iceberg, spec).await?;
+            let loaded = self.load_or_create(&schema.mirror, &schema, iceberg.clone(), spec).await?;
             check_source(&loaded, &self.committer.source)?;
-            let opened = self.open_mirror(loaded, &schema).await;
+            let opened = match check_shape(&loaded, &schema, &iceberg) {
+                Ok(()) => self.open_mirror(loaded, &schema).await,
+                Err(problem) => Err(problem),
+            };
             captured.mirror = self.opened_or_left(&schema.source, opened)?;
+        } else if self.environment.catalog.load(&schema.mirror, None).await?.is_some() {
+            let lost = schema_changed(&schema, "the key is gone".to_owned());
+            self.leave(&schema.source, self.resume_position(), lost.code, lost.message);
         }
         if schema.history || !schema.has_mirror() {
             let iceberg = schema.history_schema()?;
             let spec = schema.history_partition_spec(&iceberg)?;
-            let loaded = self.load_or_create(&schema.mirror.history(), &schema, iceberg, spec).await?;
+            let loaded = self.load_or_create(&schema.mirror.history(), &schema, iceberg.clone(), spec).await?;
             check_source(&loaded, &self.committer.source)?;
-            let opened = self.open_history(loaded).await;
+            let opened = match check_shape(&loaded, &schema, &iceberg) {
+                Ok(()) => self.open_history(loaded).await,
+                Err(problem) => Err(problem),
+            };
             captured.history = self.opened_or_left(&schema.source, opened)?;
         }
         self.tables.insert(schema.source.clone(), captured);
@@ -427,6 +436,16 @@ fn check_source(loaded: &LoadedTable, source: &str) -> Result<(), Problem> {
         Some(other) if other != source => Err(other_source(&loaded.name, &other, source)),
         _ => Ok(()),
     }
+}
+
+/// A table whose columns or key changed at the source while nobody looked leaves the cut: no change said so.
+fn check_shape(loaded: &LoadedTable, schema: &TableSchema, wanted: &Schema) -> Result<(), Problem> {
+    let conflict = schema.conflict_with(loaded.metadata.current_schema(), wanted);
+    conflict.map_or(Ok(()), |conflict| Err(schema_changed(schema, conflict)))
+}
+
+fn schema_changed(schema: &TableSchema, reason: String) -> Problem {
+    Problem::halt_table("SCHEMA_CHANGED", &schema.source, reason, "resync the table")
 }
 
 fn other_source(table: &TableName, found: &str, ours: &str) -> Problem {

@@ -5,6 +5,7 @@
 
 mod move_index;
 mod occurrence;
+mod overflow;
 mod unchanged;
 
 use std::collections::{BTreeMap, HashMap};

@@ -3,7 +3,7 @@
 //! A source describes its table once as a [`TableSchema`], in Arrow types; Iceberg's field ids are given out here and
 //! read back from the table's metadata, never assumed (`facts`: creation reassigns them).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -74,6 +74,10 @@ pub struct Column {
     pub required: bool,
 }
 
+/// Name of the map, by column, of the exact text of values that their column's type cannot hold. It joins a table with
+/// the first value that needs it.
+pub const OVERFLOW: &str = "_cdc_overflow";
+
 /// What tells two rows of a table apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
@@ -102,6 +106,24 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
+    pub fn has_overflow(&self) -> bool {
+        self.columns.last().is_some_and(|column| column.name == OVERFLOW)
+    }
+
+    /// The same with [`OVERFLOW`] behind all other columns. Where rows are told apart by all their values, by those too.
+    #[must_use]
+    pub fn with_overflow(&self) -> TableSchema {
+        let mut wider = self.clone();
+        if self.has_overflow() {
+            return wider;
+        }
+        if wider.key == Key::WholeRow {
+            wider.before_columns.push(wider.columns.len());
+        }
+        wider.columns.push(overflow_column());
+        wider
+    }
+
     /// A mirror needs something that tells rows apart.
     pub fn has_mirror(&self) -> bool {
         self.key != Key::None
@@ -171,6 +193,32 @@ impl TableSchema {
         })
     }
 
+    /// Why a table of the lake cannot take this table's rows any more, if it cannot: what stands there under a column's
+    /// name, or as its key, is something else now. Rows from before the change would silently stay as they were. Columns
+    /// that the lake lacks are no reason, they are added.
+    pub fn conflict_with(&self, lake: &Schema, wanted: &Schema) -> Option<String> {
+        let plain = |field_type: &Type| renumber(field_type, &mut FieldIds(0));
+        for field in lake.as_struct().fields().iter().filter(|field| !field.name.starts_with("_cdc_")) {
+            let column = self.columns.iter().find(|column| column.name == field.name);
+            let (Some(column), Some(now)) = (column, wanted.field_by_name(&field.name)) else {
+                return Some(format!("column {:?} has been dropped or renamed", field.name));
+            };
+            // Another engine may have taken the doc away, and a search path changes how a type's name is qualified.
+            let unqualified = |text: &str| text.rsplit('.').next().unwrap_or(text).to_owned();
+            let source_type =
+                field.doc.as_deref().and_then(|doc| doc.strip_prefix(&format!("{} ", column.source_name)));
+            let retyped = source_type.is_some_and(|known| unqualified(known) != unqualified(&column.source_type));
+            if retyped || plain(&field.field_type) != plain(&now.field_type) {
+                return Some(format!("column {:?} has changed its type", column.source_name));
+            }
+        }
+        let key = |schema: &Schema| -> BTreeSet<String> {
+            let names = schema.identifier_field_ids().filter_map(|id| schema.name_by_field_id(id).map(str::to_owned));
+            names.collect()
+        };
+        (key(lake) != key(wanted)).then(|| "the key has changed".to_owned())
+    }
+
     /// The mirror's partition spec over `schema`'s ids.
     pub fn partition_spec(&self, schema: &Schema) -> Result<UnboundPartitionSpec, Problem> {
         partition_spec(&self.partition, schema, &self.source)
@@ -180,6 +228,18 @@ impl TableSchema {
     pub fn history_partition_spec(&self, schema: &Schema) -> Result<UnboundPartitionSpec, Problem> {
         let day = PartitionBy { transform: Transform::Day, column: COMMITTED_AT.to_owned() };
         partition_spec(&[day], schema, &self.source)
+    }
+}
+
+fn overflow_column() -> Column {
+    let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, true)];
+    let entries = Field::new("key_value", DataType::Struct(entries.into()), false);
+    Column {
+        name: OVERFLOW.to_owned(),
+        source_name: OVERFLOW.to_owned(),
+        source_type: "values that their column cannot hold, as the source's text".to_owned(),
+        data_type: DataType::Map(Arc::new(entries), false),
+        required: false,
     }
 }
 

@@ -7,6 +7,7 @@ use arrow_array::{Array, ArrayRef, new_null_array};
 use arrow_select::interleave::interleave;
 use roaring::RoaringBitmap;
 
+use super::overflow::{self, Text};
 use super::{Mirror, index_problem};
 use crate::batch::{new_keys, numbered, old_keys};
 use crate::change::{ChangeChunk, Operation};
@@ -14,6 +15,7 @@ use crate::error::Problem;
 use crate::key_index::{KeyHash, RowAddress};
 use crate::planted::Bug;
 use crate::read::{FileRows, Projection, Rows, fit};
+use crate::schema::OVERFLOW;
 
 /// Where a left-out value is found.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +40,12 @@ impl Mirror {
         for (chunk, column) in distinct_columns(&cells) {
             filled.push((chunk, column, fill(chunks, chunk, column, &cells, &fetched)?));
         }
+        let texts = left_out_texts(chunks, &cells, &fetched);
         for (chunk, column, values) in filled {
             chunks[chunk].rows[column] = values;
+        }
+        for (chunk, texts) in texts {
+            overflow::add_texts(&mut chunks[chunk], texts);
         }
         chunks.iter_mut().for_each(|chunk| chunk.unchanged.clear());
         Ok(())
@@ -54,6 +60,9 @@ impl Mirror {
                 keys.push(*key);
                 names.push(&chunks[chunk].schema.columns[column].name);
             }
+        }
+        if !names.is_empty() && self.files.iceberg.field_by_name(OVERFLOW).is_some() {
+            names.push(OVERFLOW);
         }
         keys.sort_unstable();
         keys.dedup();
@@ -187,6 +196,30 @@ fn fill(
     interleave(&arrays, &indices?).map_err(|error| {
         Problem::halt_table("UNCHANGED_UNRESOLVED", &chunk.schema.source, error.to_string(), "resync the table")
     })
+}
+
+/// Left-out values that do not fit their column, by chunk: their texts go along to the new row.
+fn left_out_texts(
+    chunks: &[ChangeChunk],
+    cells: &BTreeMap<Cell, Origin>,
+    fetched: &Fetched,
+) -> BTreeMap<usize, Vec<Text>> {
+    let mut texts: BTreeMap<usize, Vec<Text>> = BTreeMap::new();
+    for (&(number, column, row), origin) in cells {
+        let name = &chunks[number].schema.columns[column].name;
+        let text = match origin {
+            Origin::Change(earlier, place) => overflow::text_of(overflow::column_of(&chunks[*earlier]), *place, name),
+            Origin::Table(key) => fetched.places.get(key).and_then(|&(block, place)| {
+                let blocks = fetched.columns.get(OVERFLOW)?;
+                overflow::text_of(blocks.get(block), place, name)
+            }),
+        };
+        if let Some(text) = text {
+            texts.entry(number).or_default().push(Text { row, column: name.clone(), text });
+        }
+    }
+    texts.values_mut().for_each(|texts| texts.sort_by_key(|text| text.row));
+    texts
 }
 
 fn unresolved(chunk: &ChangeChunk) -> Problem {

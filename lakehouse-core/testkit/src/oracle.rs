@@ -4,6 +4,8 @@
 //! Not here: how a value becomes text (`canonical`). The type map is written here a second time on purpose; it shares no
 //! code with the product.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use crate::canonical::{self, Kind};
@@ -29,19 +31,13 @@ pub struct Column {
 /// # Panics
 /// When there is no such table, as for every function here: the oracle has no errors to return.
 pub async fn columns(client: &Client, table: &str) -> Vec<Column> {
+    let types = Types::read(client).await;
     let query = format!(
-        "WITH RECURSIVE base AS (
-            SELECT attnum, attname, atttypid AS type, atttypmod AS modifier FROM pg_attribute
-            WHERE attrelid = '{}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
-            UNION ALL
-            SELECT attnum, attname, typbasetype, CASE WHEN typtypmod < 0 THEN modifier ELSE typtypmod END
-            FROM base JOIN pg_type ON pg_type.oid = type WHERE typtype = 'd')
-        SELECT attname, t.typname, coalesce(e.typname, ''), modifier
-        FROM base JOIN pg_type t ON t.oid = type LEFT JOIN pg_type e ON e.typarray = t.oid
-        WHERE t.typtype <> 'd' ORDER BY attnum",
+        "SELECT attname, atttypid, atttypmod FROM pg_attribute
+        WHERE attrelid = '{}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
         table.replace('\'', "''")
     );
-    let columns: Vec<Column> = query_rows(client, &query).await.iter().map(column).collect();
+    let columns: Vec<Column> = query_rows(client, &query).await.iter().map(|row| column(row, &types)).collect();
     assert!(!columns.is_empty(), "{table} has no columns");
     columns
 }
@@ -107,21 +103,73 @@ impl Column {
     }
 }
 
-fn column(row: &SimpleQueryRow) -> Column {
-    let text = |index: usize| row.get(index).expect("no NULL in the catalog's answer");
-    let modifier: i32 = text(3).parse().expect("a number");
-    let (name, base, element) = (text(0).to_owned(), text(1), text(2));
-    let kind = if element.is_empty() { kind(base, modifier) } else { Kind::List(Box::new(kind(element, modifier))) };
-    let cast = match (base, element) {
-        ("money", _) => "::numeric",
-        (_, "money") => "::numeric[]",
+fn column(row: &SimpleQueryRow, types: &Types) -> Column {
+    let (name, oid, modifier) = (text(row, 0).to_owned(), number(row, 1), number(row, 2));
+    let cast = match types.base(oid) {
+        Type { name, .. } if name == "money" => "::numeric",
+        Type { element: Some(element), .. } if types.base(*element).name == "money" => "::numeric[]",
         _ => "",
     };
-    Column { lake_name: lake_name(&name), name, kind, cast }
+    Column { lake_name: lake_name(&name), name, kind: types.kind(oid, modifier), cast }
+}
+
+/// The server's types, by oid.
+struct Types(BTreeMap<i64, Type>);
+
+struct Type {
+    name: String,
+    /// Of a domain: the type below it and its modifier.
+    domain_of: Option<(i64, i64)>,
+    /// Of an array: the type of its elements, which may be a domain, also one over arrays. None where the element is of
+    /// a type that the map does not name: such an array is text.
+    element: Option<i64>,
+}
+
+/// Types of extensions that the map names; every type that comes with the server is named.
+const EXTENSION_TYPES: [&str; 9] =
+    ["citext", "ltree", "lquery", "ltxtquery", "hstore", "geometry", "geography", "vector", "halfvec"];
+/// Where the oids of the server's own types end.
+const FIRST_NORMAL_OID: i64 = 16_384;
+
+impl Types {
+    async fn read(client: &Client) -> Self {
+        const QUERY: &str = "SELECT t.oid, t.typname, t.typtype, t.typbasetype, t.typtypmod, coalesce(e.oid, 0),
+            coalesce(e.typname, ''), coalesce(e.typtype, 'b') FROM pg_type t LEFT JOIN pg_type e ON e.typarray = t.oid";
+        let described = |row: &SimpleQueryRow| {
+            let domain_of = (text(row, 2) == "d").then(|| (number(row, 3), number(row, 4)));
+            let named =
+                |oid: i64| oid < FIRST_NORMAL_OID || text(row, 7) != "b" || EXTENSION_TYPES.contains(&text(row, 6));
+            let element = Some(number(row, 5)).filter(|&oid| oid != 0 && named(oid));
+            (number(row, 0), Type { name: text(row, 1).to_owned(), domain_of, element })
+        };
+        Self(query_rows(client, QUERY).await.iter().map(described).collect())
+    }
+
+    /// The type below all domains.
+    fn base(&self, oid: i64) -> &Type {
+        let found = &self.0[&oid];
+        found.domain_of.map_or(found, |(below, _)| self.base(below))
+    }
+
+    fn kind(&self, oid: i64, modifier: i64) -> Kind {
+        match &self.0[&oid] {
+            Type { domain_of: Some((below, own)), .. } => self.kind(*below, if *own < 0 { modifier } else { *own }),
+            Type { element: Some(element), .. } => Kind::List(Box::new(self.kind(*element, modifier))),
+            Type { name, .. } => kind(name, modifier),
+        }
+    }
+}
+
+fn text(row: &SimpleQueryRow, index: usize) -> &str {
+    row.get(index).expect("no NULL in the catalog's answer")
+}
+
+fn number(row: &SimpleQueryRow, index: usize) -> i64 {
+    text(row, index).parse().expect("a number")
 }
 
 /// `requirements/postgres.md`, section 4.
-fn kind(base: &str, modifier: i32) -> Kind {
+fn kind(base: &str, modifier: i64) -> Kind {
     match base {
         "bool" => Kind::Boolean,
         "float4" => Kind::Float,
@@ -140,7 +188,7 @@ fn kind(base: &str, modifier: i32) -> Kind {
 }
 
 /// Whether `numeric(p, s)` fits a decimal of 38 digits; without a modifier it does not.
-fn fits_decimal(modifier: i32) -> bool {
+fn fits_decimal(modifier: i64) -> bool {
     if modifier < 0 {
         return false;
     }
