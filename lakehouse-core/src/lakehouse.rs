@@ -331,8 +331,13 @@ impl Lakehouse {
 
     fn take_back(&mut self, done: Vec<(String, CapturedTable, Result<(), Problem>)>) -> Result<(), Problem> {
         let mut failure = None;
-        for (source, captured, result) in done {
+        for (source, mut captured, result) in done {
             let position = captured.expected().unwrap_or(self.resume_position());
+            if let (Err(problem), Some(mirror)) = (&result, &mut captured.mirror)
+                && problem.code == "INDEX_DAMAGED"
+            {
+                mirror.distrust_index();
+            }
             self.tables.insert(source.clone(), captured);
             match result {
                 Ok(()) => {}

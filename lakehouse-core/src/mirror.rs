@@ -17,6 +17,7 @@ use arrow_schema::Field;
 use arrow_select::take::take;
 use iceberg::spec::{Schema, SchemaRef, Struct, TableMetadata};
 use roaring::RoaringBitmap;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::batch::{KeyedChanges, Merged, numbered};
@@ -93,6 +94,14 @@ impl Mirror {
 
     pub(crate) fn index_mut(&mut self) -> &mut KeyIndex {
         &mut self.index
+    }
+
+    /// Damage that shows only where the index is read would show for ever: emptied, it is built anew from the table by the
+    /// incarnation that comes next.
+    pub(crate) fn distrust_index(&mut self) {
+        if let Err(error) = self.index.clear() {
+            warn!(table = %self.table.name(), %error, "the damaged key index cannot be emptied");
+        }
     }
 
     pub(crate) fn files(&self) -> &FileSchema {

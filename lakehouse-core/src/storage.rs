@@ -106,7 +106,7 @@ pub fn file_problem(subject: &str, verb: &str, error: &io::Error) -> Problem {
         Kind::StorageFull | Kind::QuotaExceeded => {
             ("DISK_FULL", "free space; the pipeline resumes by itself and nothing is lost", Reaction::Retry)
         }
-        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem | Kind::NotADirectory => {
             ("WAREHOUSE_NOT_WRITABLE", "let the service's user read and write this folder", Reaction::Halt)
         }
         Kind::NotFound => ("FILE_MISSING", "run fsck; restore the file from a backup", Reaction::Halt),
@@ -132,11 +132,14 @@ pub fn iceberg_problem(subject: &str, what: &str, error: &iceberg::Error) -> Pro
         source = current.source();
     }
     let text = format!("{error:#}");
-    if text.contains("No space left on device") {
-        return file_problem(subject, what, &io::Error::from(io::ErrorKind::StorageFull));
-    }
-    if text.contains("Permission denied") {
-        return file_problem(subject, what, &io::Error::from(io::ErrorKind::PermissionDenied));
+    let known = [
+        ("No space left on device", io::ErrorKind::StorageFull),
+        ("Permission denied", io::ErrorKind::PermissionDenied),
+        ("Read-only file system", io::ErrorKind::ReadOnlyFilesystem),
+        ("Not a directory", io::ErrorKind::NotADirectory),
+    ];
+    if let Some((_, kind)) = known.into_iter().find(|(said, _)| text.contains(said)) {
+        return file_problem(subject, what, &io::Error::from(kind));
     }
     Problem::halt("METADATA", subject, format!("table metadata cannot be {what}: {error}"), "run fsck on the table")
 }
@@ -165,7 +168,9 @@ mod tests {
     fn a_full_disk_is_waited_for_and_a_forbidden_one_is_not() {
         let full = file_problem("f", "written", &io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!((full.code, full.reaction), ("DISK_FULL", Reaction::Retry));
-        let denied = file_problem("f", "written", &io::Error::from(io::ErrorKind::PermissionDenied));
-        assert_eq!((denied.code, denied.reaction), ("WAREHOUSE_NOT_WRITABLE", Reaction::Halt));
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::NotADirectory] {
+            let denied = file_problem("f", "written", &io::Error::from(kind));
+            assert_eq!((denied.code, denied.reaction), ("WAREHOUSE_NOT_WRITABLE", Reaction::Halt));
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! One routine for catching up after a crash, for another engine's commits and, later, for rollback: the key index moves
 //! from the snapshot it stands at to another by comparing their live files. Cost follows the difference.
 
+use std::collections::HashMap;
+
 use arrow_array::ArrayRef;
 use roaring::RoaringBitmap;
 use tracing::info;
@@ -9,7 +11,7 @@ use super::{Mirror, index_problem};
 use crate::error::Problem;
 use crate::key_hash::{hash_keys, hash_rows};
 use crate::key_index::{Entry, KeyHash, RowAddress, sort_entries};
-use crate::live::LiveFiles;
+use crate::live::{LiveFile, LiveFiles};
 use crate::read::{FileRows, Projection, Rows, deleted_rows};
 use crate::schema::Key;
 use crate::storage::Storage;
@@ -120,13 +122,29 @@ impl Mirror {
             })?;
             come.extend(all);
         }
-        sort_entries(&mut come);
+        match self.already_there(&mut come, &after)? {
+            0 => {}
+            some => return Err(duplicates(self, some)),
+        }
         self.index.add_pending(come).map_err(|error| failed(self, error))?;
         let files: Vec<(u32, String)> = self.index.files().live().map(|(n, path)| (n, path.to_owned())).collect();
         let dead: Vec<u32> = files.into_iter().filter(|(_, path)| !after.contains_key(path)).map(|(n, _)| n).collect();
         self.index.apply(target, &dead).map_err(|error| failed(self, error))?;
         self.deleted.clear();
         Ok(())
+    }
+
+    /// Sorts rows that come by key. Returns how many keys stand more than once now: among these rows, or also in a live
+    /// file that has stayed (protocol F6). The index could follow only one of such rows.
+    fn already_there(&self, come: &mut Vec<Entry>, after: &HashMap<String, LiveFile>) -> Result<u64, Problem> {
+        let dropped = sort_entries(come);
+        let keys: Vec<KeyHash> = come.iter().map(Entry::key).collect();
+        let mut found = Vec::new();
+        self.index.lookup(&keys, &mut found).map_err(|error| index_problem(&self.table, &error))?;
+        let stays =
+            |address: &RowAddress| self.index.path_of(address.file).is_some_and(|path| after.contains_key(path));
+        let twice = come.iter().zip(&found).filter(|(entry, found)| **found != entry.address());
+        Ok((dropped + twice.filter(|(_, found)| found.as_ref().is_some_and(stays)).count()) as u64)
     }
 
     fn entries_of(&self, path: &str, number: u32, rows: RoaringBitmap) -> Result<Vec<Entry>, Problem> {

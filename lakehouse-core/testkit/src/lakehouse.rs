@@ -196,9 +196,17 @@ impl Process {
         read_lossy(&self.stderr)
     }
 
+    /// The system's number of the process; it was not waited for, so it cannot be another's.
+    ///
+    /// # Panics
+    /// When it has ended and was waited for.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("a process that was not waited for")
+    }
+
     fn signal(&self, name: &str) {
-        // Not reaped yet, so the id cannot belong to another process.
-        let id = self.child.id().expect("a process that was not waited for");
+        let id = self.id();
         let script = format!("kill -{name} {id}");
         let status = std::process::Command::new("/bin/sh").args(["-c", &script]).status();
         assert!(status.is_ok_and(|status| status.success()), "{script} failed");

@@ -1,0 +1,291 @@
+//! Somebody else's engine commits to a mirror while the worker is busy with it (protocol F6): what keeps the table sound
+//! is followed, and later changes hit the right rows; what does not, halts that table and no other.
+
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod live;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use live::books::Books;
+use live::{Live, stop};
+use testkit::lakehouse::Process;
+use testkit::oracle;
+use testkit::postgres::Options;
+use testkit::readers::ForeignEngine;
+use tokio::task::JoinHandle;
+
+/// Rows of `t` that the workload touches.
+const BUSY: u64 = 1_000;
+/// Rows of `t` altogether; those behind [`BUSY`] are left to the test.
+const ROWS: u64 = 2_000;
+/// A foreign engine that finds the catalog locked tries again.
+const ATTEMPTS: usize = 5;
+
+/// A copied table `t` with a workload on it, and a table `beside` that nobody else touches.
+struct Scene {
+    live: Live,
+    worker: Process,
+    stop: Arc<AtomicBool>,
+    workload: JoinHandle<()>,
+    books: Books,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let live = Live::new(Options::default()).await;
+        live.sql(&format!(
+            "CREATE TABLE t (id int8 PRIMARY KEY, v text NOT NULL, n int8 NOT NULL);
+             CREATE TABLE beside (id int PRIMARY KEY, v text);
+             INSERT INTO t SELECT n, 'copied', n FROM generate_series(1, {ROWS}) n;
+             INSERT INTO beside VALUES (1, 'a')"
+        ))
+        .await;
+        let worker = live.site.start();
+        live.site.caught_up().await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let workload = busy(&live, Arc::clone(&stop)).await;
+        Self { live, worker, stop, workload, books: Books::open().await }
+    }
+
+    async fn sql(&self, text: &str) {
+        self.live.sql(text).await;
+    }
+
+    /// Ends the workload and waits until the lake has all of it.
+    async fn quiet(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        (&mut self.workload).await.expect("the workload");
+        self.sql("INSERT INTO beside SELECT max(id) + 1, 'last' FROM beside").await;
+        self.live.site.caught_up().await;
+    }
+
+    /// DuckDB finds in `t` exactly the source's rows for which the condition holds.
+    async fn assert_rows(&mut self, condition: &str) {
+        let found = self.books.rows(&self.live.site, "app.t", &[]).await;
+        let client = self.live.cluster.connect("postgres").await;
+        let mut expected = oracle::rows_where(&client, "public.t", condition).await;
+        expected.sort();
+        if let Some(difference) = oracle::difference(&expected, &found) {
+            panic!("where {condition}: {difference}");
+        }
+    }
+
+    async fn foreign_snapshots(&self) -> usize {
+        let answer = self.live.site.lakehouse.ask(&["snapshots", "app.t"]).await;
+        let snapshots = answer["snapshots"].as_array().expect("snapshots");
+        snapshots.iter().filter(|snapshot| snapshot["kind"] == "foreign").count()
+    }
+
+    async fn assert_streaming(&mut self) {
+        assert!(self.worker.is_running(), "{}", self.worker.stderr());
+        assert_eq!(self.live.site.table_status("public.t").await, ("streaming".to_owned(), None));
+    }
+
+    async fn assert_sound(&self) {
+        let (code, checked) = self.live.site.lakehouse.json(&["fsck"]).await;
+        assert_eq!((code, &checked["verdict"]), (Some(0), &"sound".into()), "{checked}");
+    }
+
+    /// The table has left the cut with this code; the other one goes on, and nothing is written to the first any more.
+    async fn assert_halted(&mut self, code: &str) {
+        let halted = || async { self.live.site.table_status("public.t").await };
+        let wait = async {
+            while halted().await != ("halted".to_owned(), Some(code.to_owned())) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        if tokio::time::timeout(live::DEADLINE, wait).await.is_err() {
+            panic!("not halted with {code}: {:?}", halted().await);
+        }
+        let before = self.live.site.lakehouse.ask(&["snapshots", "app.t"]).await;
+        self.quiet().await;
+        assert!(self.worker.is_running(), "{}", self.worker.stderr());
+        assert_eq!(self.live.site.lakehouse.ask(&["snapshots", "app.t"]).await, before);
+        let found = self.books.rows(&self.live.site, "app.beside", &[]).await;
+        let client = self.live.cluster.connect("postgres").await;
+        assert_eq!(oracle::difference(&oracle::rows(&client, "public.beside").await, &found), None);
+    }
+
+    /// Kills the worker and starts another one, which finds no local state.
+    async fn restart(&mut self) {
+        self.worker.kill().await;
+        std::fs::remove_dir_all(self.live.site.path().join("state")).expect("delete the local state");
+        self.worker = self.live.site.start();
+    }
+
+    async fn end(self) {
+        stop(self.worker).await;
+    }
+}
+
+/// Small transactions on the first rows, until it is told to stop.
+async fn busy(live: &Live, stop: Arc<AtomicBool>) -> JoinHandle<()> {
+    let client = live.cluster.connect("postgres").await;
+    let mut rng = Rng::with_seed(7);
+    tokio::spawn(async move {
+        while !stop.load(Ordering::Relaxed) {
+            let id = rng.u64(1..=BUSY);
+            let statement = match rng.u8(0..10) {
+                0 => format!("DELETE FROM t WHERE id = {id}"),
+                1..=3 => format!("INSERT INTO t VALUES ({id}, 'new', 0) ON CONFLICT (id) DO UPDATE SET v = 'again'"),
+                _ => format!("UPDATE t SET v = 'busy', n = n + 1 WHERE id BETWEEN {id} AND {id} + 3 AND id <= {BUSY}"),
+            };
+            client.batch_execute(&statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+}
+
+/// What a foreign engine does in one commit.
+#[derive(Clone, Debug)]
+enum Deed {
+    Delete(&'static str),
+    Rewrite,
+    Append(String),
+    /// To the snapshot so many before the current one.
+    RollBack(usize),
+}
+
+/// Commits to `app.t` as another engine. The worker sleeps meanwhile, in the middle of whatever it is at: it commits too
+/// often for an engine that first reads all it rewrites.
+async fn foreign(scene: &Scene, deed: Deed) {
+    for _ in 0..ATTEMPTS {
+        let (database, deed) = (scene.live.site.database(), deed.clone());
+        scene.worker.freeze();
+        let attempt = tokio::spawn(async move {
+            let engine = ForeignEngine::new(&database);
+            match deed {
+                Deed::Delete(filter) => drop(engine.delete("app.t", filter).await),
+                Deed::Rewrite => drop(engine.rewrite("app.t").await),
+                Deed::Append(rows) => drop(engine.append("app.t", &rows).await),
+                Deed::RollBack(steps) => roll_back(&database, steps).await,
+            }
+        });
+        let done = attempt.await.is_ok();
+        scene.worker.thaw();
+        if done {
+            return;
+        }
+        // It slept with the catalog locked.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{deed:?} failed {ATTEMPTS} times");
+}
+
+/// As another engine's operator would set a table back.
+async fn roll_back(database: &Path, steps: usize) {
+    const ROLL_BACK: &str = r#"
+import sys
+from pyiceberg.catalog.sql import SqlCatalog
+catalog = SqlCatalog("lakehouse", uri=f"sqlite:///{sys.argv[1]}", init_catalog_tables="false")
+table = catalog.load_table("app.t")
+snapshot = table.current_snapshot()
+for _ in range(int(sys.argv[2])):
+    snapshot = table.snapshot_by_id(snapshot.parent_snapshot_id)
+table.manage_snapshots().rollback_to_snapshot(snapshot.snapshot_id).commit()
+"#;
+    let interpreter = std::env::var_os("LAKEHOUSE_READERS").expect("LAKEHOUSE_READERS is not set: run deploy/test");
+    let mut command = tokio::process::Command::new(interpreter);
+    command.args(["-c", ROLL_BACK]).arg(database).arg(steps.to_string()).stdin(Stdio::null());
+    let output = command.kill_on_drop(true).output().await.expect("start PyIceberg");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_another_engine_deletes_stay_away_until_the_source_writes_them_again() {
+    let mut scene = Scene::new().await;
+    foreign(&scene, Deed::Delete("id > 1000 and id <= 1400")).await;
+    // Of these rows a quarter is never touched again.
+    scene
+        .sql(
+            "UPDATE t SET v = 'back' WHERE id BETWEEN 1101 AND 1200;
+             DELETE FROM t WHERE id BETWEEN 1201 AND 1300;
+             BEGIN; DELETE FROM t WHERE id BETWEEN 1301 AND 1400;
+             INSERT INTO t SELECT n, 'anew', 0 FROM generate_series(1301, 1400) n; COMMIT;
+             UPDATE t SET v = 'other' WHERE id BETWEEN 1401 AND 1500; DELETE FROM t WHERE id BETWEEN 1501 AND 1600",
+        )
+        .await;
+    scene.live.site.caught_up().await;
+    assert!(scene.foreign_snapshots().await > 0);
+    scene.assert_streaming().await;
+
+    // Once more, and the worker comes back without its index.
+    foreign(&scene, Deed::Delete("id > 1600 and id <= 1700")).await;
+    scene.restart().await;
+    scene.sql("UPDATE t SET n = -n WHERE id BETWEEN 1650 AND 1750").await;
+    scene.quiet().await;
+    scene.assert_streaming().await;
+    scene.assert_rows("id NOT BETWEEN 1001 AND 1100 AND id NOT BETWEEN 1601 AND 1649").await;
+    scene.assert_sound().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_another_engine_rewrites_are_followed() {
+    let mut scene = Scene::new().await;
+    for round in 0..3 {
+        foreign(&scene, Deed::Rewrite).await;
+        scene
+            .sql(&format!(
+                "UPDATE t SET v = 'round {round}' WHERE id > {BUSY} AND id % 5 = {round};
+                 DELETE FROM t WHERE id > {BUSY} AND id % 50 = {round}; DELETE FROM t WHERE id = {ROWS} - {round};
+                 INSERT INTO t VALUES ({ROWS} + {round}, 'new', 1) ON CONFLICT DO NOTHING"
+            ))
+            .await;
+        scene.live.site.caught_up().await;
+        scene.assert_streaming().await;
+    }
+    assert!(scene.foreign_snapshots().await >= 3);
+
+    foreign(&scene, Deed::Rewrite).await;
+    scene.restart().await;
+    scene.sql(&format!("UPDATE t SET n = -1 WHERE id > {BUSY} AND id % 3 = 0")).await;
+    scene.quiet().await;
+    scene.assert_streaming().await;
+    scene.assert_rows("true").await;
+    scene.live.site.assert_equal().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_another_engine_adds_is_taken_over_by_the_source() {
+    let mut scene = Scene::new().await;
+    let rows = r#"{"id": 5001, "v": "theirs", "n": 1}
+{"id": 5002, "v": "theirs", "n": 2}"#;
+    foreign(&scene, Deed::Append(rows.to_owned())).await;
+    scene.sql("INSERT INTO t VALUES (5001, 'ours', 3); INSERT INTO t VALUES (5002, 'ours', 4)").await;
+    scene.live.site.caught_up().await;
+    scene.sql("DELETE FROM t WHERE id = 5002").await;
+    scene.quiet().await;
+    scene.assert_streaming().await;
+    scene.assert_rows("true").await;
+    scene.live.site.assert_equal().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_another_engine_doubles_halt_the_table_and_no_other() {
+    let mut scene = Scene::new().await;
+    let double = r#"{"id": 1999, "v": "doubled", "n": 0}"#;
+    foreign(&scene, Deed::Append(double.to_owned())).await;
+    scene.sql("UPDATE t SET v = 'later' WHERE id = 1999").await;
+    scene.assert_halted("DUPLICATE_KEYS").await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_another_engine_sets_back_halts_and_no_other() {
+    let mut scene = Scene::new().await;
+    for round in 0..3 {
+        scene.sql(&format!("UPDATE t SET v = 'round {round}' WHERE id > {BUSY}")).await;
+        scene.live.site.caught_up().await;
+    }
+    foreign(&scene, Deed::RollBack(2)).await;
+    scene.assert_halted("FOREIGN_ROLLBACK").await;
+    scene.end().await;
+}
