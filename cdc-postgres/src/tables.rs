@@ -339,10 +339,12 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Roots only: a partition is captured through its root (R63).
+/// Roots only: a partition is captured through its root (R63). What the server looks at when a row changes is the identity
+/// of the partition, which does not follow the root's: with one partition without, the table has none (V3).
 const TABLES: &str = "
     SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind = 'p' AS partitioned,
-           c.relpersistence <> 'p' AS unlogged, c.relrowsecurity AS row_security, c.relreplident::text AS identity,
+           c.relpersistence <> 'p' AS unlogged, c.relrowsecurity AS row_security,
+           CASE WHEN u.unidentified THEN 'n' ELSE c.relreplident::text END AS identity,
            h.schemas AS hidden_schemas, h.names AS hidden_names,
            coalesce((SELECT sum(pg_catalog.pg_relation_size(t.relid)) FROM pg_catalog.pg_partition_tree(c.oid) t
                      WHERE t.isleaf), pg_catalog.pg_relation_size(c.oid))::bigint AS bytes
@@ -354,6 +356,15 @@ const TABLES: &str = "
         JOIN pg_catalog.pg_class p ON p.oid = t.relid JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
         WHERE p.relkind IN ('r', 'p')
           AND NOT (pg_catalog.has_table_privilege(p.oid, 'SELECT') AND pg_catalog.has_schema_privilege(pn.oid, 'USAGE'))) h
+    CROSS JOIN LATERAL (
+        SELECT c.relkind = 'p' AND EXISTS (
+            SELECT FROM pg_catalog.pg_partition_tree(c.oid) t JOIN pg_catalog.pg_class p ON p.oid = t.relid
+            WHERE p.relkind = 'r' AND (
+                CASE p.relreplident WHEN 'f' THEN false WHEN 'n' THEN true
+                ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = p.oid
+                    AND CASE p.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END
+                OR c.relreplident = 'f' AND p.relreplident <> 'f' AND NOT EXISTS (
+                    SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))) AS unidentified) u
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
       AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
     ORDER BY 2, 3";

@@ -222,7 +222,8 @@ fn check_table(
             warning("TYPE", format!("column {:?}: {unknown}", column.name), None);
         }
     }
-    let alter = format!("ALTER TABLE {} REPLICA IDENTITY FULL", table.quoted());
+    let partitions = if table.partitioned { "; -- and each of its partitions likewise" } else { "" };
+    let alter = format!("ALTER TABLE {} REPLICA IDENTITY FULL{partitions}", table.quoted());
     if !can_publish_changes(table) {
         let message = "the table has no key and no replica identity: only its inserts are captured, in a history";
         warning("NO_IDENTITY", message.into(), Some(alter));

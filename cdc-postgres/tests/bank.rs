@@ -1,4 +1,4 @@
-//! The bank while the pipeline is cut off and comes back: no snapshot, no cut and no link between positions is wrong.
+//! The bank while the pipeline is cut off and its server crashes, and both come back: no snapshot, no cut and no link between positions is wrong.
 //!
 //! A worker that is cut off here leaves its commit under way, so each new one, on another machine, also meets a zombie.
 
@@ -27,7 +27,7 @@ async fn every_snapshot_and_every_cut_of_a_bank_balances_over_restarts() {
         std::env::var("LAKEHOUSE_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a number"));
     println!("restarts: LAKEHOUSE_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let cluster = Cluster::start(Options::default()).await;
+    let mut cluster = Cluster::start(Options::default()).await;
     let bank = Bank::open(&cluster, "postgres", ACCOUNTS).await;
     let lake = Lake::new(&cluster);
     // The copy is made under load, too.
@@ -37,6 +37,12 @@ async fn every_snapshot_and_every_cut_of_a_bank_balances_over_restarts() {
     for kill in 0..KILLS {
         follows(&lake, 4).await;
         tokio::time::sleep(Duration::from_millis(random.u64(0..300))).await;
+        if kill % 4 == 1 {
+            // The server forgets what was acknowledged last, and sends it again.
+            cluster.stop_immediate().await;
+            cluster.restart().await;
+            follows(&lake, 1).await;
+        }
         running.abort().await;
         // On another machine: the one that was cut off still holds its key indexes.
         running = lake.start_resuming(&format!("state-{kill}"));

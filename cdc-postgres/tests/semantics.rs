@@ -427,7 +427,6 @@ async fn what_was_rolled_back_never_happened() {
         "BEGIN; SAVEPOINT a; DELETE FROM t; ROLLBACK TO a; DELETE FROM t WHERE id = 5; COMMIT",
     ];
     check(&shop, &[("t", "t")], &[before], &live, &down, &["UPDATE t SET v = 'end' WHERE id = 6"]).await;
-    // A prepared transaction counts from its second phase on.
     let history = shop.lake.rows("t_history").await;
     assert!(!history.iter().any(|row| row.contains("never") || row.contains("undone")), "{history:?}");
 }
@@ -627,4 +626,79 @@ async fn planted_bugs_show_in_the_comparison_with_the_source() {
         let equal = rows == shop.selected("SELECT * FROM t").await;
         assert_eq!(equal, bug.is_none(), "{bug:?} {rows:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_counts_from_its_commit_on() {
+    let shop = Shop::open("prepared").await;
+    shop.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'copied')").await;
+    let mut running = shop.lake.start();
+    shop.follows(&mut running, &[("t", "t")]).await;
+    shop.sql(
+        "BEGIN; INSERT INTO t VALUES (2, 'kept'); UPDATE t SET v = 'kept' WHERE id = 1; PREPARE TRANSACTION 'kept'",
+    )
+    .await;
+    shop.sql("BEGIN; INSERT INTO t VALUES (3, 'undone'); PREPARE TRANSACTION 'undone'").await;
+    shop.sql("INSERT INTO t VALUES (4, 'between')").await;
+    shop.follows(&mut running, &[("t", "t")]).await;
+    running.stop().await;
+    shop.sql("COMMIT PREPARED 'kept'").await;
+    shop.sql("ROLLBACK PREPARED 'undone'").await;
+    let mut running = shop.lake.start();
+    shop.follows(&mut running, &[("t", "t")]).await;
+    running.stop().await;
+    assert_eq!(shop.lake.rows("t").await, ["1|kept", "2|kept", "4|between"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publication_of_some_columns_and_rows_is_obeyed_by_copy_and_stream() {
+    let shop = Shop::open("filters").await;
+    shop.sql(
+        "CREATE TABLE t (id int, secret text, region text, v text, PRIMARY KEY (id, region));
+         INSERT INTO t SELECT n, 'secret', (ARRAY['north', 'south'])[n % 2 + 1], 'copied' FROM generate_series(1, 10) n;
+         CREATE PUBLICATION lakehouse_shop FOR TABLE t (id, region, v) WHERE (region = 'north')",
+    )
+    .await;
+    let mut running = shop.lake.start();
+    for script in [
+        "SELECT 1",
+        "INSERT INTO t VALUES (11, 'secret', 'north', 'new'), (12, 'secret', 'south', 'new')",
+        // In and out of what is published.
+        "UPDATE t SET region = 'south' WHERE id = 2; UPDATE t SET region = 'north' WHERE id = 1",
+        "UPDATE t SET v = 'changed', secret = 'other'; DELETE FROM t WHERE id IN (3, 4)",
+    ] {
+        shop.sql(script).await;
+        shop.caught_up(&mut running).await;
+        let expected = shop.selected("SELECT id, region, v FROM t WHERE region = 'north'").await;
+        assert_eq!(shop.lake.rows("t").await, expected, "behind {script}");
+    }
+    running.stop().await;
+    let history = shop.lake.rows("t_history").await;
+    assert!(!history.iter().any(|row| row.contains("secret") || row.contains("south")), "{history:?}");
+}
+
+/// REPLICA IDENTITY of a root does not reach its partitions, and those are what PostgreSQL looks at (V3).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partitioned_table_whose_partitions_lack_an_identity_is_not_disturbed() {
+    let shop = Shop::open("partition_identity").await;
+    shop.sql(
+        "CREATE TABLE root_only (id int, v text) PARTITION BY RANGE (id);
+         CREATE TABLE root_only_1 PARTITION OF root_only FOR VALUES FROM (0) TO (100);
+         ALTER TABLE root_only REPLICA IDENTITY FULL;
+         CREATE TABLE everywhere (id int, v text) PARTITION BY RANGE (id);
+         CREATE TABLE everywhere_1 PARTITION OF everywhere FOR VALUES FROM (0) TO (100);
+         CREATE TABLE everywhere_2 PARTITION OF everywhere FOR VALUES FROM (100) TO (200);
+         ALTER TABLE everywhere REPLICA IDENTITY FULL; ALTER TABLE everywhere_1 REPLICA IDENTITY FULL;
+         ALTER TABLE everywhere_2 REPLICA IDENTITY FULL;
+         INSERT INTO everywhere SELECT n, 'copied' FROM generate_series(1, 150, 10) n",
+    )
+    .await;
+    let mut running = shop.lake.start();
+    shop.follows(&mut running, &[("everywhere", "everywhere")]).await;
+    shop.sql("INSERT INTO root_only VALUES (1, 'a'), (2, 'b'); UPDATE root_only SET v = 'c'; DELETE FROM root_only")
+        .await;
+    shop.sql("UPDATE everywhere SET id = id + 100 WHERE id < 50; DELETE FROM everywhere WHERE id = 61").await;
+    shop.follows(&mut running, &[("everywhere", "everywhere")]).await;
+    running.stop().await;
+    assert_eq!(shop.lake.rows("root_only_history").await.len(), 2, "its inserts are in a history");
 }

@@ -22,6 +22,13 @@ const COLUMNS_PER_TABLE: usize = 10;
 const INSERTED: usize = 1000;
 const UPDATED: usize = 2000;
 
+/// What every new session gets unless it says otherwise; none of it may reach a value (R8).
+const HOSTILE: &str = "ALTER ROLE postgres SET timezone = 'Asia/Tokyo'; ALTER ROLE postgres SET datestyle = 'SQL, DMY';
+    ALTER ROLE postgres SET intervalstyle = 'postgres_verbose'; ALTER ROLE postgres SET bytea_output = 'escape';
+    ALTER ROLE postgres SET extra_float_digits = 0; ALTER ROLE postgres SET client_encoding = 'LATIN2';
+    ALTER ROLE postgres SET statement_timeout = '30s'; ALTER ROLE postgres SET idle_session_timeout = '5s';
+    ALTER ROLE postgres SET idle_in_transaction_session_timeout = '5s'";
+
 /// One type and the SQL of its values.
 #[derive(Clone, Debug)]
 struct Column {
@@ -51,6 +58,7 @@ impl Column {
 async fn every_type_arrives_equal_by_copy_and_by_stream() {
     let cluster = Cluster::start(Options::default()).await;
     let tables = create_tables(&cluster).await;
+    cluster.sql("postgres", HOSTILE).await;
     let lake = Lake::new(&cluster);
     let mut running = lake.start();
     lake.caught_up(&cluster, &mut running).await;

@@ -212,7 +212,7 @@ mod tests {
     fn a_column_that_is_added_leaves_the_hash_of_a_row() {
         let one: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None]));
         let none: ArrayRef = Arc::new(Int64Array::from(vec![None::<i64>, None]));
-        let before = hash_rows(&["a"], &[one.clone()]).unwrap();
+        let before = hash_rows(&["a"], std::slice::from_ref(&one)).unwrap();
         assert_eq!(before, hash_rows(&["a", "b"], &[one.clone(), none.clone()]).unwrap());
         assert_ne!(before, hash_rows(&["b", "a"], &[one, none]).unwrap());
     }

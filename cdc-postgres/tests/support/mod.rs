@@ -298,7 +298,8 @@ impl Shop {
     /// Makes the database and a lake for its schema `public`.
     pub async fn open(database: &str) -> Self {
         static SERVER: OnceCell<Cluster> = OnceCell::const_new();
-        let config = vec!["max_replication_slots = 100".to_owned(), "max_wal_senders = 50".to_owned()];
+        let config = ["max_replication_slots = 100", "max_wal_senders = 50", "max_prepared_transactions = 5"];
+        let config = config.map(str::to_owned).to_vec();
         let options = Options { config, ..Options::default() };
         let cluster = SERVER.get_or_init(|| Cluster::start(options)).await;
         cluster.sql("postgres", &format!("CREATE DATABASE {database}")).await;
