@@ -42,8 +42,21 @@ const BALLAST: &str = "
     END LOOP; END $$;
     INSERT INTO ballast SELECT n, md5(n::text) FROM generate_series(0, 199999) n";
 
-const TABLES: [&str; 6] =
-    ["app.account", "app.account_history", "app.ledger", "app.ledger_history", "app.ballast", "app.ballast_history"];
+/// Rows that are only changed all at once, by transactions that come to the worker in parts.
+const WIDE: &str = "
+    CREATE TABLE wide (id int PRIMARY KEY, generation int NOT NULL, filler text NOT NULL);
+    INSERT INTO wide SELECT n, 0, repeat(md5(n::text), 8) FROM generate_series(1, 30000) n";
+
+const TABLES: [&str; 8] = [
+    "app.account",
+    "app.account_history",
+    "app.ledger",
+    "app.ledger_history",
+    "app.ballast",
+    "app.ballast_history",
+    "app.wide",
+    "app.wide_history",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_split_however_often_the_worker_is_killed() {
@@ -66,6 +79,7 @@ async fn nothing_is_lost_doubled_or_split_however_often_the_worker_is_killed() {
     let mut cluster = Cluster::start(Options::default()).await;
     let bank = Bank::open(&cluster, "postgres", ACCOUNTS).await;
     cluster.sql("postgres", BALLAST).await;
+    cluster.sql("postgres", WIDE).await;
     let mut books = Books::open().await;
     let mut rng = Rng::with_seed(seed);
     let mut tally = Tally::default();
@@ -106,6 +120,7 @@ struct Tally {
     local_state_deleted: u64,
     local_state_damaged: u64,
     servers_crashed: u64,
+    wide_transactions: u64,
 }
 
 /// An empty lake, and nothing left of the one before at the source.
@@ -123,6 +138,10 @@ async fn fresh(cluster: &Cluster) -> Site {
 
 /// One life of a worker: started, killed, and sometimes robbed of its local state. Returns what it was at.
 async fn cycle(site: &Site, cluster: &mut Cluster, rng: &mut Rng, tally: &mut Tally, first: bool) -> &'static str {
+    if rng.u8(0..6) == 0 {
+        cluster.sql("postgres", "UPDATE wide SET generation = generation + 1").await;
+        tally.wide_transactions += 1;
+    }
     let mut worker = site.start();
     match first {
         true => tokio::time::sleep(Duration::from_micros(rng.u64(20_000..600_000))).await,
@@ -184,7 +203,7 @@ async fn live_until_fate(site: &Site, worker: &Process, rng: &mut Rng) {
 
 fn place(site: &Site, rng: &mut Rng) -> PathBuf {
     let lake = site.path().join("lake");
-    let table = ["account", "account_history", "ledger", "ledger_history", "ballast"][rng.usize(0..5)];
+    let table = ["account", "account_history", "ledger", "ledger_history", "wide"][rng.usize(0..5)];
     match rng.u8(0..4) {
         0 => lake.join("warehouse/app").join(table).join("data"),
         1 => lake.join("warehouse/app").join(table).join("metadata"),
@@ -250,9 +269,10 @@ fn phase(log: &str) -> &'static str {
 /// Everything that must hold of a quiet lake that has caught up. Returns how many snapshots and cuts were read.
 async fn check(site: &Site, cluster: &Cluster, bank: &Bank, books: &mut Books) -> usize {
     let client = cluster.connect("postgres").await;
-    for (table, source) in [("app.account", "public.account"), ("app.ledger", "public.ledger")] {
-        let found = books.rows(site, table, &[]).await;
-        let mut expected = oracle::rows(&client, source).await;
+    for table in ["account", "ledger", "wide"] {
+        let (table, source) = (format!("app.{table}"), format!("public.{table}"));
+        let found = books.rows(site, &table, &[]).await;
+        let mut expected = oracle::rows(&client, &source).await;
         expected.sort();
         if let Some(difference) = oracle::difference(&expected, &found) {
             panic!("{table}: {difference}");
@@ -262,14 +282,22 @@ async fn check(site: &Site, cluster: &Cluster, bank: &Bank, books: &mut Books) -
     for table in TABLES {
         let ranges = books.ranges(site, table).await;
         assert_joined(table, &ranges);
-        if table == "app.account" {
-            let copied = ranges.iter().position(|range| range.kind == "change").unwrap_or(ranges.len());
-            // The last snapshot of the copy is the first that is whole.
-            for range in &ranges[copied.saturating_sub(1)..] {
-                let accounts = accounts(site, books, Some(range.snapshot)).await;
-                bank.check_snapshot(&accounts).unwrap_or_else(|wrong| panic!("{range:?}: {wrong}"));
-                read += 1;
+        // The last snapshot of the copy is the first that is whole.
+        let copied = ranges.iter().position(|range| range.kind == "change").unwrap_or(ranges.len());
+        for range in &ranges[copied.saturating_sub(1)..] {
+            match table {
+                "app.account" => {
+                    let accounts = accounts(site, books, Some(range.snapshot)).await;
+                    bank.check_snapshot(&accounts).unwrap_or_else(|wrong| panic!("{range:?}: {wrong}"));
+                }
+                "app.wide" => {
+                    let query = "SELECT count(*), count(DISTINCT generation) FROM t";
+                    let found = books.sql(site, table, Some(range.snapshot), query).await;
+                    assert_eq!(found, [r#"["30000","1"]"#], "{range:?}: a part of a transaction");
+                }
+                _ => continue,
             }
+            read += 1;
         }
     }
     let cuts = books.cuts(site).await;
