@@ -22,6 +22,8 @@ use testkit::postgres::{Cluster, Options};
 const ACCOUNTS: u64 = 25;
 /// Kills before the lake is checked and a new one begins.
 const ROUND: u64 = 50;
+/// Lives of a round that end within the first start and its copies.
+const FIRST: u64 = 12;
 /// Between two transactions of a writer.
 const PAUSE: Duration = Duration::from_millis(8);
 /// How closely log and files are watched.
@@ -34,18 +36,27 @@ const SHORTEST: Duration = Duration::from_millis(400);
 /// Beside the bank, so that a copy has many commits: each partition is one.
 const BALLAST: &str = "
     CREATE TABLE ballast (id int PRIMARY KEY, filler text) PARTITION BY RANGE (id);
-    CREATE TABLE ballast_1 PARTITION OF ballast FOR VALUES FROM (0) TO (10000);
-    CREATE TABLE ballast_2 PARTITION OF ballast FOR VALUES FROM (10000) TO (20000);
-    CREATE TABLE ballast_3 PARTITION OF ballast FOR VALUES FROM (20000) TO (30000);
-    CREATE TABLE ballast_4 PARTITION OF ballast FOR VALUES FROM (30000) TO (40000);
-    CREATE TABLE ballast_5 PARTITION OF ballast FOR VALUES FROM (40000) TO (50000);
-    CREATE TABLE ballast_6 PARTITION OF ballast FOR VALUES FROM (50000) TO (60000);
-    CREATE TABLE ballast_7 PARTITION OF ballast FOR VALUES FROM (60000) TO (70000);
-    CREATE TABLE ballast_8 PARTITION OF ballast FOR VALUES FROM (70000) TO (80000);
-    INSERT INTO ballast SELECT n, md5(n::text) FROM generate_series(0, 79999) n";
+    DO $$ BEGIN FOR n IN 0..7 LOOP
+        EXECUTE format('CREATE TABLE ballast_%s PARTITION OF ballast FOR VALUES FROM (%s) TO (%s)',
+            n, n * 25000, (n + 1) * 25000);
+    END LOOP; END $$;
+    INSERT INTO ballast SELECT n, md5(n::text) FROM generate_series(0, 199999) n";
 
-const TABLES: [&str; 6] =
-    ["app.account", "app.account_history", "app.ledger", "app.ledger_history", "app.ballast", "app.ballast_history"];
+/// Rows that are only changed all at once, by transactions that come to the worker in parts.
+const WIDE: &str = "
+    CREATE TABLE wide (id int PRIMARY KEY, generation int NOT NULL, filler text NOT NULL);
+    INSERT INTO wide SELECT n, 0, repeat(md5(n::text), 8) FROM generate_series(1, 30000) n";
+
+const TABLES: [&str; 8] = [
+    "app.account",
+    "app.account_history",
+    "app.ledger",
+    "app.ledger_history",
+    "app.ballast",
+    "app.ballast_history",
+    "app.wide",
+    "app.wide_history",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_split_however_often_the_worker_is_killed() {
@@ -68,14 +79,15 @@ async fn nothing_is_lost_doubled_or_split_however_often_the_worker_is_killed() {
     let mut cluster = Cluster::start(Options::default()).await;
     let bank = Bank::open(&cluster, "postgres", ACCOUNTS).await;
     cluster.sql("postgres", BALLAST).await;
+    cluster.sql("postgres", WIDE).await;
     let mut books = Books::open().await;
     let mut rng = Rng::with_seed(seed);
     let mut tally = Tally::default();
     for round in 0..kills.div_ceil(ROUND) {
         let site = fresh(&cluster).await;
         let load = bank.start(2, PAUSE);
-        for _ in 0..ROUND.min(kills - round * ROUND) {
-            let phase = cycle(&site, &mut cluster, &mut rng, &mut tally).await;
+        for life in 0..ROUND.min(kills - round * ROUND) {
+            let phase = cycle(&site, &mut cluster, &mut rng, &mut tally, life < FIRST).await;
             *tally.phases.entry(phase).or_default() += 1;
         }
         let checking = Instant::now();
@@ -108,6 +120,7 @@ struct Tally {
     local_state_deleted: u64,
     local_state_damaged: u64,
     servers_crashed: u64,
+    wide_transactions: u64,
 }
 
 /// An empty lake, and nothing left of the one before at the source.
@@ -124,9 +137,16 @@ async fn fresh(cluster: &Cluster) -> Site {
 }
 
 /// One life of a worker: started, killed, and sometimes robbed of its local state. Returns what it was at.
-async fn cycle(site: &Site, cluster: &mut Cluster, rng: &mut Rng, tally: &mut Tally) -> &'static str {
+async fn cycle(site: &Site, cluster: &mut Cluster, rng: &mut Rng, tally: &mut Tally, first: bool) -> &'static str {
+    if rng.u8(0..6) == 0 {
+        cluster.sql("postgres", "UPDATE wide SET generation = generation + 1").await;
+        tally.wide_transactions += 1;
+    }
     let mut worker = site.start();
-    live_until_fate(site, &worker, rng).await;
+    match first {
+        true => tokio::time::sleep(Duration::from_micros(rng.u64(20_000..600_000))).await,
+        false => live_until_fate(site, &worker, rng).await,
+    }
     let crash = rng.u8(0..100) < 3;
     if crash {
         cluster.stop_immediate().await;
@@ -157,16 +177,16 @@ async fn live_until_fate(site: &Site, worker: &Process, rng: &mut Rng) {
         ["has taken over", "slot is created", "is created", "copy begins", "copy is done", "key index"];
     let deadline = Instant::now() + LONGEST;
     match rng.u8(0..100) {
-        // Start-up: it takes some 40 ms, a first one with its copies some hundred.
-        0..=24 => tokio::time::sleep(Duration::from_micros(rng.u64(0..60_000))).await,
-        25..=34 => tokio::time::sleep(Duration::from_millis(rng.u64(0..400))).await,
+        // Start-up, and what comes right behind it.
+        0..=14 => tokio::time::sleep(Duration::from_micros(rng.u64(0..60_000))).await,
+        15..=29 => tokio::time::sleep(Duration::from_millis(rng.u64(0..400))).await,
         // A later one of several equal lines, as there is one for each table.
-        35..=44 => {
+        30..=39 => {
             let (line, times) = (LINES[rng.usize(0..LINES.len())], rng.usize(1..=3));
             watch(Instant::now() + SHORTEST, || worker.stderr().matches(line).count() >= times).await;
         }
         // Around a commit: at one of the next changes of the catalog, or of a table's files.
-        45..=89 => {
+        40..=89 => {
             let place = place(site, rng);
             watch(deadline, || worker.stderr().contains("has taken over")).await;
             for _ in 0..rng.u8(1..=4) {
@@ -183,7 +203,7 @@ async fn live_until_fate(site: &Site, worker: &Process, rng: &mut Rng) {
 
 fn place(site: &Site, rng: &mut Rng) -> PathBuf {
     let lake = site.path().join("lake");
-    let table = ["account", "account_history", "ledger", "ledger_history", "ballast"][rng.usize(0..5)];
+    let table = ["account", "account_history", "ledger", "ledger_history", "wide"][rng.usize(0..5)];
     match rng.u8(0..4) {
         0 => lake.join("warehouse/app").join(table).join("data"),
         1 => lake.join("warehouse/app").join(table).join("metadata"),
@@ -241,7 +261,7 @@ fn phase(log: &str) -> &'static str {
     }
     match (last("batch is durable"), last("\"committed\"")) {
         (durable, committed) if committed > durable => "6 between the commits of a cut",
-        (None, _) if last("copy is done").is_none() => "3 taken over, before the first batch",
+        (None, _) if last("copy is done").is_none() => "3 taken over, before copy or first batch",
         _ => "5 streaming",
     }
 }
@@ -249,9 +269,10 @@ fn phase(log: &str) -> &'static str {
 /// Everything that must hold of a quiet lake that has caught up. Returns how many snapshots and cuts were read.
 async fn check(site: &Site, cluster: &Cluster, bank: &Bank, books: &mut Books) -> usize {
     let client = cluster.connect("postgres").await;
-    for (table, source) in [("app.account", "public.account"), ("app.ledger", "public.ledger")] {
-        let found = books.rows(site, table, &[]).await;
-        let mut expected = oracle::rows(&client, source).await;
+    for table in ["account", "ledger", "wide"] {
+        let (table, source) = (format!("app.{table}"), format!("public.{table}"));
+        let found = books.rows(site, &table, &[]).await;
+        let mut expected = oracle::rows(&client, &source).await;
         expected.sort();
         if let Some(difference) = oracle::difference(&expected, &found) {
             panic!("{table}: {difference}");
@@ -261,14 +282,22 @@ async fn check(site: &Site, cluster: &Cluster, bank: &Bank, books: &mut Books) -
     for table in TABLES {
         let ranges = books.ranges(site, table).await;
         assert_joined(table, &ranges);
-        if table == "app.account" {
-            let copied = ranges.iter().position(|range| range.kind == "change").unwrap_or(ranges.len());
-            // The last snapshot of the copy is the first that is whole.
-            for range in &ranges[copied.saturating_sub(1)..] {
-                let accounts = accounts(site, books, Some(range.snapshot)).await;
-                bank.check_snapshot(&accounts).unwrap_or_else(|wrong| panic!("{range:?}: {wrong}"));
-                read += 1;
+        // The last snapshot of the copy is the first that is whole.
+        let copied = ranges.iter().position(|range| range.kind == "change").unwrap_or(ranges.len());
+        for range in &ranges[copied.saturating_sub(1)..] {
+            match table {
+                "app.account" => {
+                    let accounts = accounts(site, books, Some(range.snapshot)).await;
+                    bank.check_snapshot(&accounts).unwrap_or_else(|wrong| panic!("{range:?}: {wrong}"));
+                }
+                "app.wide" => {
+                    let query = "SELECT count(*), count(DISTINCT generation) FROM t";
+                    let found = books.sql(site, table, Some(range.snapshot), query).await;
+                    assert_eq!(found, [r#"["30000","1"]"#], "{range:?}: a part of a transaction");
+                }
+                _ => continue,
             }
+            read += 1;
         }
     }
     let cuts = books.cuts(site).await;
