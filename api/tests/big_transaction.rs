@@ -9,23 +9,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use live::Live;
 use live::books::{Books, assert_joined};
-use live::{Live, Site};
 use testkit::lakehouse::Process;
 use testkit::postgres::Options;
 
 const ROWS: u64 = 3_000_000;
 const LIMIT: u64 = 512 << 20;
-/// Of the pipeline's buffers; the rest is the process itself, and what must grow with the transaction.
-const BUFFERS: &str = "memory = \"128MiB\"";
 /// The file of a control group that lists its processes.
 const PROCESSES: &str = "cgroup.procs";
 const LONGEST: Duration = Duration::from_secs(900);
 
 #[tokio::test]
 async fn a_transaction_larger_than_memory_is_one_cut() {
-    let mut live = Live::new(Options { unsafe_but_fast: true, ..Options::default() }).await;
-    live.site = Site::new(&live.cluster, BUFFERS);
+    // The pipeline's own bound of memory is left at its default.
+    let live = Live::new(Options { unsafe_but_fast: true, ..Options::default() }).await;
     live.sql("CREATE TABLE big (id int8 PRIMARY KEY, v int8 NOT NULL); CREATE TABLE beside (id int PRIMARY KEY)").await;
     live.sql("INSERT INTO big VALUES (0, 0)").await;
     let mut worker = live.site.start();
