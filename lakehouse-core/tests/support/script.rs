@@ -202,6 +202,13 @@ impl Script {
         self.tables.iter().position(|table| table.name == name).expect("a table of the script")
     }
 
+    /// Columns that a table has behind every transaction up to `position`.
+    pub fn width(&self, table: usize, position: Position) -> usize {
+        let past = self.transactions.iter().take_while(|transaction| transaction.end <= position);
+        let changes = past.flat_map(|transaction| &transaction.changes).filter(|change| change.table == table);
+        changes.map(|change| change.width).max().unwrap_or(self.tables[table].initial)
+    }
+
     /// The rows of a table after every transaction up to `position`: sorted, each as often as it stands there.
     pub fn rows_at(&self, table: usize, position: Position) -> Vec<Row> {
         let mut rows: BTreeMap<Row, usize> = BTreeMap::new();

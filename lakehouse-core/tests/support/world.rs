@@ -118,7 +118,7 @@ impl World {
         FaultyCatalog::new(inner, ground, worker.number, worker.faults.clone(), Arc::clone(gate))
     }
 
-    /// Control table, GO, copy: everything before the first change. The tables are described as they are at the end.
+    /// Control table, GO, copy: everything before the first change.
     pub async fn start(&self, catalog: Arc<dyn Catalog>, local: &str) -> Result<Lakehouse, Problem> {
         // The slot first: read behind the cut, it could be ahead of it through another worker's work in between.
         let acknowledged = self.slot.acknowledged();
@@ -137,7 +137,13 @@ impl World {
             planted: self.planted,
         };
         let script = &self.script;
-        let schemas = script.tables.iter().map(|table| table.schema(table.initial)).collect();
+        // The copy's tables, or what has become of them meanwhile: the source is ahead of its stream.
+        let described = match control.state().cut {
+            None => script.consistent_point,
+            Some(_) => script.end(),
+        };
+        let width = |table: usize| script.width(table, described);
+        let schemas = script.tables.iter().enumerate().map(|(n, table)| table.schema(width(n))).collect();
         let mut lakehouse =
             Lakehouse::go(environment, control, SOURCE.into(), script.consistent_point, schemas).await?;
         for schema in lakehouse.tables_to_copy() {
@@ -146,7 +152,7 @@ impl World {
             let mut copy = lakehouse.begin_copy(&schema.source)?;
             for rows in rows.chunks(2) {
                 let mut writer = copy.target().writer()?;
-                writer.write(&schema, &columns(table, rows, table.initial))?;
+                writer.write(&schema, &columns(table, rows, schema.columns.len()))?;
                 copy.commit_chunk(writer.finish()?).await?;
             }
             lakehouse.finish_copy(copy, script.consistent_point).await?;
