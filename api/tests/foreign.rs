@@ -121,6 +121,15 @@ impl Scene {
     async fn end(self) {
         stop(self.worker).await;
     }
+
+    /// The table has followed its source to the end, whatever the other engine has done to it.
+    async fn end_equal(mut self) {
+        self.quiet().await;
+        self.assert_streaming().await;
+        self.assert_rows("true").await;
+        self.live.site.assert_equal().await;
+        self.end().await;
+    }
 }
 
 /// Small transactions on the first rows, until it is told to stop.
@@ -245,27 +254,19 @@ async fn files_that_another_engine_rewrites_are_followed() {
     foreign(&scene, Deed::Rewrite).await;
     scene.restart().await;
     scene.sql(&format!("UPDATE t SET n = -1 WHERE id > {BUSY} AND id % 3 = 0")).await;
-    scene.quiet().await;
-    scene.assert_streaming().await;
-    scene.assert_rows("true").await;
-    scene.live.site.assert_equal().await;
-    scene.end().await;
+    scene.end_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_another_engine_adds_is_taken_over_by_the_source() {
-    let mut scene = Scene::new().await;
+    let scene = Scene::new().await;
     let rows = r#"{"id": 5001, "v": "theirs", "n": 1}
 {"id": 5002, "v": "theirs", "n": 2}"#;
     foreign(&scene, Deed::Append(rows.to_owned())).await;
     scene.sql("INSERT INTO t VALUES (5001, 'ours', 3); INSERT INTO t VALUES (5002, 'ours', 4)").await;
     scene.live.site.caught_up().await;
     scene.sql("DELETE FROM t WHERE id = 5002").await;
-    scene.quiet().await;
-    scene.assert_streaming().await;
-    scene.assert_rows("true").await;
-    scene.live.site.assert_equal().await;
-    scene.end().await;
+    scene.end_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

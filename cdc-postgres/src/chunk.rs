@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use arrow_array::builder::{BooleanBuilder, MapBuilder, MapFieldNames, StringBuilder};
+use arrow_array::builder::BooleanBuilder;
 use arrow_array::{ArrayRef, BooleanArray};
 use lakehouse_core::change::{BeforeImages, ChangeChunk, Operation, Origin, UnchangedColumn};
+use lakehouse_core::overflow::{Text, overflow_of};
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::{Key, TableSchema};
 
@@ -191,7 +192,7 @@ impl ChunkBuilder {
         let mut columns: Vec<ArrayRef> = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
         let wanted = self.schema.has_overflow() || !self.before.overflow.0.is_empty();
         if let Some(overflow) = self.overflow.finish(rows, wanted) {
-            self.schema = Arc::new(self.schema.with_overflow());
+            self.schema = self.schema.with_overflow();
             columns.push(overflow);
         }
         let unchanged = std::mem::take(&mut self.unchanged).into_iter().map(|(column, left_out)| {
@@ -284,32 +285,17 @@ impl Before {
 
 /// Values that did not fit, of the rows collected so far.
 #[derive(Default)]
-pub(crate) struct Overflow(Vec<(usize, String, String)>);
+pub(crate) struct Overflow(Vec<Text>);
 
 impl Overflow {
     pub(crate) fn add(&mut self, row: usize, column: String, text: String) {
-        self.0.push((row, column, text));
+        self.0.push(Text { row, column, text });
     }
 
     /// One map per row; `None` if no row needs one and the table has no such column yet.
     pub(crate) fn finish(&mut self, rows: usize, wanted: bool) -> Option<ArrayRef> {
-        let entries = std::mem::take(&mut self.0);
-        if entries.is_empty() && !wanted {
-            return None;
-        }
-        let names = MapFieldNames { entry: "key_value".into(), key: "key".into(), value: "value".into() };
-        let mut builder = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new());
-        let mut entries = entries.into_iter().peekable();
-        for row in 0..rows {
-            let mut any = false;
-            while let Some((_, column, text)) = entries.next_if(|(at, _, _)| *at == row) {
-                builder.keys().append_value(column);
-                builder.values().append_value(text);
-                any = true;
-            }
-            builder.append(any).expect("keys and values are appended in pairs");
-        }
-        Some(Arc::new(builder.finish()))
+        let texts = std::mem::take(&mut self.0);
+        (wanted || !texts.is_empty()).then(|| overflow_of(rows, texts))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::config::PostgresSource;
 use crate::copy_binary::{CopyError, CopyReader, CopyStep};
 use crate::problem::sql_problem;
 use crate::publication::PublishedTable;
-use crate::tables::{SourceColumn, SourceTable, literal, quote};
+use crate::tables::{SourceColumn, SourceTable, literal, qualified, quote};
 use crate::validate::connect;
 use crate::values::{Appended, ColumnBuilder, ColumnType, ValueError};
 
@@ -151,7 +151,7 @@ async fn leaves(client: &Client, table: &SourceTable) -> Result<Vec<(String, i64
     let rows = rows.map_err(|error| sql_problem(&table.full_name(), &error))?;
     let leaf = |row: tokio_postgres::Row| {
         let (schema, name): (String, String) = (row.get(0), row.get(1));
-        (format!("{}.{}", quote(&schema), quote(&name)), row.get(2))
+        (qualified(&schema, &name), row.get(2))
     };
     Ok(rows.into_iter().map(leaf).collect())
 }
@@ -393,7 +393,7 @@ impl RowDecoder {
         }
         let mut columns: Vec<ArrayRef> = self.builders.iter_mut().map(ColumnBuilder::finish).collect();
         if let Some(overflow) = self.overflow.finish(self.count, self.schema.has_overflow()) {
-            self.schema = Arc::new(self.schema.with_overflow());
+            self.schema = self.schema.with_overflow();
             columns.push(overflow);
         }
         let (rows, bytes) = (std::mem::take(&mut self.count), std::mem::take(&mut self.bytes));

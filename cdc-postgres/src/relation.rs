@@ -103,7 +103,8 @@ impl StreamedTable {
             }
             self.source.columns.push(column);
         }
-        self.schema = Arc::new(if overflow { wider.with_overflow() } else { wider });
+        let wider = Arc::new(wider);
+        self.schema = if overflow { wider.with_overflow() } else { wider };
     }
 
     /// A builder for rows of this shape, whose columns are known from now on.

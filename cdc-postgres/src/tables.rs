@@ -60,7 +60,7 @@ impl SourceTable {
 
     /// For SQL.
     pub(crate) fn quoted(&self) -> String {
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
+        qualified(&self.schema, &self.name)
     }
 
     /// The table as the core knows it.
@@ -310,6 +310,11 @@ impl Types {
 /// A name as an SQL identifier (R7).
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A table as SQL names it.
+pub(crate) fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", quote(schema), quote(name))
 }
 
 /// A text as an SQL literal (R7).

@@ -13,7 +13,7 @@ use crate::problem::{connect_problem, sql_problem};
 use crate::publication::{Publications, can_publish_changes};
 use crate::server::Server;
 use crate::slot::Slot;
-use crate::tables::{Identity, SourceTable, captured_tables, quote};
+use crate::tables::{Identity, SourceTable, captured_tables, qualified, quote};
 use crate::walsender::Walsender;
 
 /// How grave a finding is.
@@ -241,8 +241,7 @@ fn check_table(
     if !table.unreadable.is_empty() {
         let schemas: BTreeSet<String> = table.unreadable.iter().map(|(schema, _)| quote(schema)).collect();
         let schemas = Vec::from_iter(schemas).join(", ");
-        let tables: Vec<String> =
-            table.unreadable.iter().map(|(schema, name)| format!("{}.{}", quote(schema), quote(name))).collect();
+        let tables: Vec<String> = table.unreadable.iter().map(|(schema, name)| qualified(schema, name)).collect();
         let fix =
             format!("GRANT USAGE ON SCHEMA {schemas} TO {user}; GRANT SELECT ON TABLE {} TO {user}", tables.join(", "));
         let message = match table.partitioned {

@@ -117,10 +117,7 @@ impl Lakehouse {
             let spec = schema.partition_spec(&iceberg)?;
             let loaded = self.load_or_create(&schema.mirror, &schema, iceberg.clone(), spec).await?;
             check_source(&loaded, &self.committer.source)?;
-            let opened = match check_shape(&loaded, &schema, &iceberg) {
-                Ok(()) => self.open_mirror(loaded, &schema).await,
-                Err(problem) => Err(problem),
-            };
+            let opened = self.open_mirror(loaded, &schema, &iceberg).await;
             captured.mirror = self.opened_or_left(&schema.source, opened)?;
         } else if self.environment.catalog.load(&schema.mirror, None).await?.is_some() {
             let lost = schema_changed(&schema, "the key is gone".to_owned());
@@ -131,10 +128,7 @@ impl Lakehouse {
             let spec = schema.history_partition_spec(&iceberg)?;
             let loaded = self.load_or_create(&schema.mirror.history(), &schema, iceberg.clone(), spec).await?;
             check_source(&loaded, &self.committer.source)?;
-            let opened = match check_shape(&loaded, &schema, &iceberg) {
-                Ok(()) => self.open_history(loaded).await,
-                Err(problem) => Err(problem),
-            };
+            let opened = self.open_history(loaded, &schema, &iceberg).await;
             captured.history = self.opened_or_left(&schema.source, opened)?;
         }
         self.tables.insert(schema.source.clone(), captured);
@@ -152,13 +146,20 @@ impl Lakehouse {
         }
     }
 
-    async fn open_history(&self, loaded: LoadedTable) -> Result<History, Problem> {
+    async fn open_history(
+        &self,
+        loaded: LoadedTable,
+        schema: &TableSchema,
+        wanted: &Schema,
+    ) -> Result<History, Problem> {
+        check_shape(&loaded, schema, wanted)?;
         let storage = &self.environment.storage;
         check_foreign(storage, &loaded).await?;
         History::open(storage, LakeTable::open(storage, loaded).await?)
     }
 
-    async fn open_mirror(&self, loaded: LoadedTable, schema: &TableSchema) -> Result<Mirror, Problem> {
+    async fn open_mirror(&self, loaded: LoadedTable, schema: &TableSchema, wanted: &Schema) -> Result<Mirror, Problem> {
+        check_shape(&loaded, schema, wanted)?;
         check_foreign(&self.environment.storage, &loaded).await?;
         let Environment { storage, local_state, sync_local_state, planted, .. } = &self.environment;
         let table = LakeTable::open(storage, loaded).await?;

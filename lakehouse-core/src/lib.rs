@@ -43,6 +43,7 @@ pub mod key_index;
 pub mod lakehouse;
 pub mod live;
 mod mirror;
+pub mod overflow;
 pub mod pipeline;
 pub mod planted;
 pub mod position;

@@ -5,7 +5,6 @@
 
 mod move_index;
 mod occurrence;
-mod overflow;
 mod unchanged;
 
 use std::collections::{BTreeMap, HashMap};

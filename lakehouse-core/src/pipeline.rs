@@ -164,18 +164,18 @@ impl Collected {
     }
 
     fn is_due(&self) -> bool {
-        let full = self.is_full();
+        if self.is_full() {
+            return true;
+        }
         let Some(boundary) = self.batch.boundary() else {
-            return full;
+            return false;
         };
         let late = |due: Instant| due <= Instant::now();
+        let due = self.ended || self.due.is_some_and(late);
         match self.batch.has_changes() {
-            true => full || self.ended || self.due.is_some_and(late),
-            // The end of a transaction whose last part is written already, or a source that only moves on.
-            false => {
-                let idle = late(self.idle_since + self.limits.idle_interval);
-                self.begun || (boundary > self.reached && (self.ended || idle || self.due.is_some_and(late)))
-            }
+            true => due,
+            // A source that only moves on.
+            false => boundary > self.reached && (due || late(self.idle_since + self.limits.idle_interval)),
         }
     }
 

@@ -112,16 +112,16 @@ impl TableSchema {
 
     /// The same with [`OVERFLOW`] behind all other columns. Where rows are told apart by all their values, by those too.
     #[must_use]
-    pub fn with_overflow(&self) -> TableSchema {
-        let mut wider = self.clone();
+    pub fn with_overflow(self: &Arc<Self>) -> Arc<Self> {
         if self.has_overflow() {
-            return wider;
+            return Arc::clone(self);
         }
+        let mut wider = Self::clone(self);
         if wider.key == Key::WholeRow {
             wider.before_columns.push(wider.columns.len());
         }
         wider.columns.push(overflow_column());
-        wider
+        Arc::new(wider)
     }
 
     /// A mirror needs something that tells rows apart.

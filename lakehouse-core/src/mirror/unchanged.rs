@@ -7,12 +7,12 @@ use arrow_array::{Array, ArrayRef, new_null_array};
 use arrow_select::interleave::interleave;
 use roaring::RoaringBitmap;
 
-use super::overflow::{self, Text};
 use super::{Mirror, index_problem};
 use crate::batch::{new_keys, numbered, old_keys};
 use crate::change::{ChangeChunk, Operation};
 use crate::error::Problem;
 use crate::key_index::{KeyHash, RowAddress};
+use crate::overflow::{self, Text};
 use crate::planted::Bug;
 use crate::read::{FileRows, Projection, Rows, fit};
 use crate::schema::OVERFLOW;
@@ -218,7 +218,6 @@ fn left_out_texts(
             texts.entry(number).or_default().push(Text { row, column: name.clone(), text });
         }
     }
-    texts.values_mut().for_each(|texts| texts.sort_by_key(|text| text.row));
     texts
 }
 
