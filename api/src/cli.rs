@@ -135,8 +135,8 @@ pub(crate) struct Rows {
     /// Only these columns, in this order.
     #[arg(long, value_delimiter = ',', value_name = "COLUMN,…")]
     pub(crate) select: Vec<String>,
-    /// Only rows for which this SQL expression is true; not in this release.
-    #[arg(long = "where", value_name = "EXPR", hide = true)]
+    /// Only rows for which this SQL expression is true, such as "amount > 100 AND state = 'paid'".
+    #[arg(long = "where", value_name = "EXPR")]
     pub(crate) filter: Option<String>,
     /// At most this many rows.
     #[arg(long, value_name = "N")]

@@ -157,6 +157,43 @@ async fn rows_keep_their_values_in_every_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_are_filtered_by_a_sql_condition() {
+    let installation = lake::installation().await;
+    let uuid = [4, 2, 2, 2, 6].map(|pairs| "04".repeat(pairs)).join("-");
+    for (condition, expected) in [
+        ("id = 2 OR id > 4", &[2, 5][..]),
+        ("amount > 0.98 and amount <= 1.5", &[1, 4]),
+        ("amount = 0.01", &[2]),
+        ("amount is null", &[5]),
+        ("name like 'A%' or name = 'Bea'", &[1, 2]),
+        ("lower(name) = 'ann'", &[1]),
+        (&format!("token = '{uuid}'"), &[4]),
+        ("at > '1970-01-01T00:00:02Z'", &[4, 5]),
+        ("not (amount > 1)", &[2, 4]),
+        ("null", &[]),
+    ] {
+        assert_eq!(ids(&installation, &["--where", condition]), expected, "{condition}");
+    }
+    assert_eq!(ids(&installation, &["--where", "id <> 1", "--cut", "0/64"]), [2, 3]);
+    let limited = installation.ask(&["rows", "app.orders", "--where", "id > 1", "--limit", "2"]);
+    assert_eq!(limited["rows"].as_array().map(Vec::len), Some(2));
+    let hidden = installation.ask(&["rows", "app.orders", "--where", "id = 1", "--select", "name"]);
+    assert_eq!(hidden["rows"], json!([{"name": "Ann"}]));
+    for (condition, exit, part) in [
+        ("nmae = 'Ann'", 2, "name"),
+        ("amount >", 2, "SQL condition"),
+        ("amount + 1", 2, "true or false"),
+        ("id in (select id from orders)", 2, "condition"),
+        ("count(*) > 1", 2, "condition"),
+        ("1 / (id - 2) > 0", 1, "zero"),
+    ] {
+        let answer = installation.json(&["rows", "app.orders", "--where", condition]);
+        assert_eq!(answer.error(), (exit, "FILTER_INVALID".to_owned()), "{condition}");
+        assert!(answer.text().contains(part), "{condition}: {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waiting_ends_when_a_cut_holds_the_position() {
     let installation = lake::installation().await;
     let answer = installation.ask(&["wait", "--position", "0/12C"]);

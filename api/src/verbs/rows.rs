@@ -1,10 +1,13 @@
 //! `rows`: a table as it is or was, streamed from the reading room file by file; no more than a batch is in memory.
 
 mod cells;
+mod filter;
 mod output;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef as ArrowSchemaRef;
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::position::Position;
 use lakehouse_core::read::{Projection, TableReader};
@@ -16,21 +19,18 @@ use crate::cli::{Format, Rows};
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Chosen, Lake};
 use crate::nearest::nearest;
+use filter::{Condition, Filter};
 use output::Output;
 
 pub(super) async fn run(context: &Context, arguments: Rows) -> Result<Exit, Failure> {
-    if arguments.filter.is_some() {
-        let remedy = "leave it out, and filter the rows with --format arrow, csv or ndjson behind a pipe";
-        return Err(Failure::not_yet("--where", "this release does not filter rows", remedy));
-    }
-    let lake = Lake::open(&context.config.catalog)?;
+    let lake = Lake::open(&context.config).await?;
     let table = lake.table(&arguments.table).await?;
     let chosen = choose(context, &lake, &table, &arguments).await?;
     let snapshot = chosen.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id());
     let reader = TableReader::at(&lake.storage, &table, snapshot).await?;
-    let columns = columns(&reader, &arguments)?;
+    let reading = Reading::new(&reader, &arguments)?;
     let out = BufWriter::new(io::stdout());
-    let schema = &columns.arrow;
+    let schema = &reading.schema;
     let output = match (context.json, arguments.format) {
         (true, Some(Format::Csv | Format::Ndjson | Format::Arrow)) => {
             let remedy = "leave out one of the two";
@@ -46,7 +46,7 @@ pub(super) async fn run(context: &Context, arguments: Rows) -> Result<Exit, Fail
         label(arguments.at.cut, position, exact);
     }
     // From here on nothing waits for anything but files and the reader of our output.
-    tokio::task::block_in_place(|| stream(&reader, &columns, arguments.limit, output))?;
+    tokio::task::block_in_place(|| stream(&reader, &reading, arguments.limit, output))?;
     Ok(Exit::Done)
 }
 
@@ -102,29 +102,58 @@ fn head(table: &LoadedTable, chosen: &Chosen) -> serde_json::Map<String, serde_j
     head
 }
 
-/// The columns that are wanted, in their order; all, if none is named.
-fn columns(reader: &TableReader, arguments: &Rows) -> Result<Projection, Failure> {
-    let fields = reader.schema.as_struct().fields();
-    let id = |name: &String| {
-        let field = fields.iter().find(|field| field.name == name.trim());
-        field.map(|field| field.id).ok_or_else(|| {
-            let names = fields.iter().map(|field| field.name.as_str());
-            let remedy = format!("the nearest one is {}", nearest(name, names).unwrap_or("none"));
-            Failure::failed("COLUMN_UNKNOWN", format!("{}.{name}", arguments.table), "no such column", remedy)
-        })
-    };
-    match arguments.select.is_empty() {
-        true => Ok(Projection::all(&reader.schema)?),
-        false => {
-            let ids: Vec<i32> = arguments.select.iter().map(id).collect::<Result<_, _>>()?;
-            Ok(Projection::of(&reader.schema, &ids)?)
+/// What is read of each file, and what is shown of it.
+struct Reading {
+    /// The columns that are shown, in their order, then those that only the filter needs.
+    columns: Projection,
+    filter: Option<Filter>,
+    /// Of the columns that are shown.
+    schema: ArrowSchemaRef,
+}
+
+impl Reading {
+    fn new(reader: &TableReader, arguments: &Rows) -> Result<Self, Failure> {
+        let fields = reader.schema.as_struct().fields();
+        let id = |name: &str| {
+            let field = fields.iter().find(|field| field.name == name.trim());
+            field.map(|field| field.id).ok_or_else(|| {
+                let names = fields.iter().map(|field| field.name.as_str());
+                let remedy = format!("the nearest one is {}", nearest(name, names).unwrap_or("none"));
+                Failure::failed("COLUMN_UNKNOWN", format!("{}.{name}", arguments.table), "no such column", remedy)
+            })
+        };
+        let all = Projection::all(&reader.schema)?;
+        let mut ids: Vec<i32> = match arguments.select.is_empty() {
+            true => fields.iter().map(|field| field.id).collect(),
+            false => arguments.select.iter().map(|name| id(name)).collect::<Result<_, _>>()?,
+        };
+        let schema = Projection::of(&reader.schema, &ids)?.arrow;
+        let filter = arguments.filter.as_deref().map(|text| Condition::new(text, &all.arrow)).transpose()?;
+        for name in filter.iter().flat_map(Condition::columns) {
+            let needed = id(name)?;
+            if !ids.contains(&needed) {
+                ids.push(needed);
+            }
         }
+        let columns = Projection::of(&reader.schema, &ids)?;
+        let filter = filter.map(|condition| condition.bind(&columns.arrow)).transpose()?;
+        Ok(Self { columns, filter, schema })
+    }
+
+    /// What is shown of a batch.
+    fn shown(&self, batch: RecordBatch) -> Result<RecordBatch, Failure> {
+        let batch = match &self.filter {
+            Some(filter) => filter.apply(&batch)?,
+            None => batch,
+        };
+        let shown: Vec<usize> = (0..self.schema.fields().len()).collect();
+        Ok(batch.project(&shown).expect("what is shown is read first"))
     }
 }
 
 fn stream<W: Write>(
     reader: &TableReader,
-    columns: &Projection,
+    reading: &Reading,
     limit: Option<u64>,
     mut output: Output<W>,
 ) -> Result<(), Failure> {
@@ -133,8 +162,8 @@ fn stream<W: Write>(
         if left == 0 {
             break;
         }
-        for batch in reader.read(path, columns)? {
-            let batch = batch?;
+        for batch in reader.read(path, &reading.columns)? {
+            let batch = reading.shown(batch?)?;
             let rows = usize::try_from(left).unwrap_or(usize::MAX).min(batch.num_rows());
             output.write(&batch.slice(0, rows))?;
             left -= rows as u64;
