@@ -13,6 +13,8 @@ use std::path::PathBuf;
 
 use cdc_postgres::config::{PostgresSource, TableOptions};
 use cdc_postgres::connection::{ChannelBinding, ConnectionSettings, Secret, Tls};
+use lakehouse_core::aws::AwsConfig;
+use lakehouse_core::catalog::ManagedJobs;
 use lakehouse_core::commit::CONTROL_NAMESPACE;
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
@@ -50,6 +52,7 @@ pub(crate) enum CatalogConfig {
     Sqlite {
         path: PathBuf,
         warehouse: String,
+        endpoints: Endpoints,
     },
     S3Tables {
         table_bucket: Option<String>,
@@ -80,7 +83,7 @@ pub(crate) struct PipelineConfig {
     pub(crate) local_state: PathBuf,
     memory: Bytes,
     #[serde(skip_serializing_if = "Option::is_none")]
-    table_bucket: Option<String>,
+    pub(crate) table_bucket: Option<String>,
     #[serde(flatten)]
     pub(crate) source: SourceConfig,
     tables: BTreeMap<String, TableConfig>,
@@ -215,6 +218,21 @@ pub(crate) struct ApiConfig {
 struct AuthConfig {
     issuer: Option<String>,
     audience: Option<String>,
+}
+
+impl Endpoints {
+    pub(crate) fn aws(&self) -> AwsConfig {
+        let Self { region, endpoint, s3_endpoint } = self.clone();
+        AwsConfig { region, endpoint, s3_endpoint, credentials: None }
+    }
+}
+
+impl MaintenanceConfig {
+    /// The duties that S3 Tables' own jobs have.
+    pub(crate) fn managed_jobs(&self) -> ManagedJobs {
+        let has = |duty: &str| matches!(self.duties.get(duty).unwrap_or(&self.owner), Owner::S3Tables);
+        ManagedJobs { compaction: has("compact"), snapshots: has("expire") }
+    }
 }
 
 impl Config {
@@ -415,6 +433,7 @@ fn catalog(section: &Section<'_>) -> Result<CatalogConfig, Failure> {
                     true => warehouse,
                     false => section.resolved(&warehouse).display().to_string(),
                 },
+                endpoints,
             }
         }
         Kind::S3Tables => CatalogConfig::S3Tables { table_bucket, endpoints },

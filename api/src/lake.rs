@@ -1,22 +1,23 @@
 //! The lake as the verbs see it: the catalog that the configuration names, tables by name, snapshots by what a person
 //! calls them, and the numbers that snapshots carry along. Changes nothing.
 
-use std::path::PathBuf;
+mod open;
+
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use iceberg::spec::SnapshotRef;
-use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
+use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{self, TableState};
 use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, named_snapshots, recorded_cuts};
 use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::{OPERATION, TableName};
-use lakehouse_core::storage::{Storage, local_path};
+use lakehouse_core::storage::Storage;
 
 use crate::answer;
-use crate::config::{CatalogConfig, PipelineConfig};
+use crate::config::PipelineConfig;
 use crate::failure::Failure;
 use crate::nearest::nearest;
 
@@ -27,33 +28,6 @@ pub(crate) struct Lake {
 }
 
 impl Lake {
-    /// For verbs that read: nothing is created.
-    ///
-    /// # Errors
-    /// `CATALOG_MISSING` where there is none; `NOT_YET` for catalogs of later releases.
-    pub(crate) fn open(config: &CatalogConfig) -> Result<Self, Failure> {
-        let (path, warehouse) = sqlite(config)?;
-        let storage = Storage::local();
-        let catalog = SqliteCatalog::open_existing(&path, &warehouse, storage.clone())?;
-        Ok(Self { catalog: Arc::new(catalog), storage })
-    }
-
-    /// The same; `None` where there is no catalog yet.
-    pub(crate) fn open_if_there(config: &CatalogConfig) -> Result<Option<Self>, Failure> {
-        match sqlite(config)?.0.exists() {
-            true => Self::open(config).map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// For roles that write: a catalog that is not there begins empty.
-    pub(crate) fn create(config: &CatalogConfig) -> Result<Self, Failure> {
-        let (path, warehouse) = sqlite(config)?;
-        let storage = Storage::local();
-        let catalog = SqliteCatalog::open(&path, &warehouse, storage.clone())?;
-        Ok(Self { catalog: Arc::new(catalog), storage })
-    }
-
     /// What a pipeline works with.
     pub(crate) fn environment(&self, pipeline: &str, config: &PipelineConfig) -> Environment {
         Environment {
@@ -107,25 +81,6 @@ impl Lake {
         let mirrors: Vec<TableName> = tables.iter().map(|table| table.name.history()).collect();
         tables.retain(|table| kind(table) == Kind::Mirror || !mirrors.contains(&table.name));
         Ok(tables)
-    }
-}
-
-/// Path of the catalog's file and folder of the warehouse.
-fn sqlite(config: &CatalogConfig) -> Result<(PathBuf, PathBuf), Failure> {
-    let later = |kind: &str| {
-        let remedy = "set kind = \"sqlite\" in [catalog]";
-        Failure::not_yet("[catalog]", &format!("this release has no {kind} catalog"), remedy)
-    };
-    match config {
-        CatalogConfig::Sqlite { path, warehouse } => {
-            let folder = local_path(warehouse).map_err(|_| {
-                let remedy = "set warehouse in [catalog] to a folder on this machine";
-                Failure::not_yet("[catalog] warehouse", "this release keeps warehouses in folders only", remedy)
-            })?;
-            Ok((path.clone(), folder))
-        }
-        CatalogConfig::S3Tables { .. } => Err(later("s3-tables")),
-        CatalogConfig::Rest { .. } => Err(later("rest")),
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) async fn replicate(config: &Config, wanted: &[String]) -> Result<Exit
         // What can be wrong with a source without asking it stops the start, not a pipeline later.
         pipeline.postgres_source(name)?;
     }
-    let lake = Lake::create(&config.catalog)?;
+    let lake = Lake::create(config).await?;
     let stop = CancellationToken::new();
     let hurry = watch_signals(stop.clone())?;
     let mut workers = start(&lake, &pipelines, &stop);

@@ -2,13 +2,12 @@
 //! both, and the SQL connection. The replication connection is `walsender.rs`; sockets and TLS are in the sub-modules.
 
 mod error;
-mod secret;
 mod socket;
 mod stream;
 mod tls;
 
 pub use error::{ConnectError, ServerError};
-pub use secret::Secret;
+pub use lakehouse_core::secret::Secret;
 pub(crate) use stream::{Stream, dial, refused_method};
 
 use std::error::Error as _;

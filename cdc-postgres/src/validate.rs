@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use lakehouse_core::catalog::Catalog;
 use lakehouse_core::error::Problem;
+use lakehouse_core::schema::TableName;
 use serde::Serialize;
 use tokio_postgres::Client;
 
@@ -59,12 +61,19 @@ impl Finding {
     }
 }
 
-/// Everything that stands between the configuration and a start. Errors are what makes validation itself impossible.
-pub async fn validate(source: &PostgresSource) -> Result<Vec<Finding>, Problem> {
+/// Everything that stands between the configuration and a start, names that `catalog` does not take among it. Errors are
+/// what makes validation itself impossible.
+pub async fn validate(source: &PostgresSource, catalog: Option<&dyn Catalog>) -> Result<Vec<Finding>, Problem> {
     let client = connect(source).await?;
     let server = Server::read(&client, source).await?;
     let tables = captured_tables(&client, source).await?;
     let mut findings = findings(&client, source, &server, &tables).await?;
+    for table in &tables {
+        let name = TableName::new(&source.namespace, table.lake_name());
+        if let Some(Err(problem)) = catalog.map(|catalog| catalog.check_name(&name)) {
+            findings.push(Finding::error(problem.code, &problem.subject, problem.message, Some(problem.remedy)));
+        }
+    }
     if let Err(problem) = Walsender::connect(&source.connection).await {
         let problem = connect_problem(&source.connection.host, &problem);
         if findings.iter().all(|finding| finding.code != problem.code) {

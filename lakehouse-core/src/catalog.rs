@@ -2,19 +2,28 @@
 //!
 //! Planning, looking after a lost answer and retrying are the committer's (`commit.rs`), never a catalog's.
 
+mod rest;
+mod routed;
+mod s3_tables;
 mod sqlite;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use iceberg::spec::TableMetadata;
+use iceberg::spec::{TableMetadata, TableMetadataBuilder};
 use iceberg::{MetadataLocation, TableCreation, TableUpdate};
 
 use crate::error::Problem;
 use crate::schema::TableName;
 use crate::storage::{Storage, iceberg_problem};
 
+pub use rest::{RestCatalog, RestConfig};
+pub use routed::{Route, RoutedCatalog};
+pub use s3_tables::{ManagedJobs, S3TablesCatalog};
 pub use sqlite::SqliteCatalog;
+
+/// How a compressed metadata file begins.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// One state of a table, and the token that the catalog compares at the swap (protocol "Token").
 #[derive(Clone, Debug)]
@@ -23,6 +32,8 @@ pub struct LoadedTable {
     pub metadata: Arc<TableMetadata>,
     /// Where the metadata file stands.
     pub metadata_location: String,
+    /// Length of its text.
+    pub metadata_bytes: u64,
     pub token: String,
 }
 
@@ -60,39 +71,88 @@ pub trait Catalog: Send + Sync {
 
     /// One attempt with the token of `base`, sent once (protocol B4, B5).
     async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem>;
-}
 
-/// Applies `updates` to `base`, writes the next metadata file and makes it durable: all of a commit but the swap.
-pub async fn write_next_metadata(
-    storage: &Storage,
-    base: &LoadedTable,
-    updates: Vec<TableUpdate>,
-) -> Result<(Arc<TableMetadata>, String), Problem> {
-    let subject = base.name.to_string();
-    let invalid = |error: iceberg::Error| iceberg_problem(&subject, "built", &error);
-    let mut builder = TableMetadata::clone(&base.metadata).into_builder(Some(base.metadata_location.clone()));
-    for update in updates {
-        builder = update.apply(builder).map_err(invalid)?;
+    /// Refuses a name that the catalog would refuse, before anything is asked.
+    fn check_name(&self, _: &TableName) -> Result<(), Problem> {
+        Ok(())
     }
-    let metadata = builder.build().map_err(invalid)?.metadata;
-    let previous: MetadataLocation = base.metadata_location.parse().map_err(invalid)?;
-    let location = previous.with_next_version().with_new_metadata(&metadata);
-    write_metadata(storage, &base.name, &metadata, &location).await?;
-    Ok((Arc::new(metadata), location.to_string()))
+
+    /// Refuses a table that somebody else's managed jobs would commit to beside us (protocol D, `MAINTENANCE_OWNER`).
+    async fn check_owner(&self, _: &TableName) -> Result<(), Problem> {
+        Ok(())
+    }
 }
 
-/// Writes one metadata file and makes it durable.
-pub async fn write_metadata(
-    storage: &Storage,
-    name: &TableName,
-    metadata: &TableMetadata,
-    location: &MetadataLocation,
-) -> Result<(), Problem> {
-    let failed = |error: iceberg::Error| iceberg_problem(&name.to_string(), "written", &error);
-    let text = metadata_text(metadata).map_err(|error| failed(error.into()))?;
-    let path = location.to_string();
-    storage.io().new_output(&path).map_err(failed)?.write(text.into()).await.map_err(failed)?;
-    storage.make_durable(vec![path]).await
+/// A metadata file that is durable.
+struct MetadataFile {
+    metadata: Arc<TableMetadata>,
+    location: String,
+    bytes: u64,
+}
+
+impl MetadataFile {
+    async fn read(storage: &Storage, location: &str) -> Result<Self, Problem> {
+        let failed = |error: iceberg::Error| iceberg_problem(location, "read", &error);
+        let text = storage.io().new_input(location).map_err(failed)?.read().await.map_err(failed)?;
+        let metadata = match text.starts_with(&GZIP) {
+            // Another engine's: the library unpacks it.
+            true => TableMetadata::read_from(storage.io(), location).await.map_err(failed)?,
+            false => serde_json::from_slice(&text).map_err(|error| failed(error.into()))?,
+        };
+        Ok(Self { metadata: Arc::new(metadata), location: location.to_owned(), bytes: text.len() as u64 })
+    }
+
+    /// The first metadata of a new table, under `location`.
+    async fn first(
+        storage: &Storage,
+        name: &TableName,
+        location: String,
+        creation: TableCreation,
+    ) -> Result<Self, Problem> {
+        let creation = TableCreation { location: Some(location.clone()), ..creation };
+        let built = TableMetadataBuilder::from_table_creation(creation).and_then(TableMetadataBuilder::build);
+        let metadata = built.map_err(|error| iceberg_problem(&name.to_string(), "built", &error))?.metadata;
+        let file = MetadataLocation::new_with_metadata(&location, &metadata);
+        Self::write(storage, name, metadata, &file).await
+    }
+
+    /// Applies `updates` to `base`, and writes what comes of it: all of a commit but the swap.
+    async fn next(storage: &Storage, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Self, Problem> {
+        let subject = base.name.to_string();
+        let invalid = |error: iceberg::Error| iceberg_problem(&subject, "built", &error);
+        let mut builder = TableMetadata::clone(&base.metadata).into_builder(Some(base.metadata_location.clone()));
+        for update in updates {
+            builder = update.apply(builder).map_err(invalid)?;
+        }
+        let metadata = builder.build().map_err(invalid)?.metadata;
+        let previous: MetadataLocation = base.metadata_location.parse().map_err(invalid)?;
+        let location = previous.with_next_version().with_new_metadata(&metadata);
+        Self::write(storage, &base.name, metadata, &location).await
+    }
+
+    async fn write(
+        storage: &Storage,
+        name: &TableName,
+        metadata: TableMetadata,
+        location: &MetadataLocation,
+    ) -> Result<Self, Problem> {
+        let failed = |error: iceberg::Error| iceberg_problem(&name.to_string(), "written", &error);
+        let text = metadata_text(&metadata).map_err(|error| failed(error.into()))?;
+        let (location, bytes) = (location.to_string(), text.len() as u64);
+        storage.io().new_output(&location).map_err(failed)?.write(text.into()).await.map_err(failed)?;
+        storage.make_durable(vec![location.clone()]).await?;
+        Ok(Self { metadata: Arc::new(metadata), location, bytes })
+    }
+
+    fn table(self, name: &TableName, token: String) -> LoadedTable {
+        LoadedTable {
+            name: name.clone(),
+            metadata: self.metadata,
+            metadata_location: self.location,
+            metadata_bytes: self.bytes,
+            token,
+        }
+    }
 }
 
 /// The metadata as JSON. A table without snapshots has the current one -1, as some engines insist (files W9); the library

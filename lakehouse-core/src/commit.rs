@@ -8,6 +8,7 @@ mod control;
 mod manifest;
 pub mod properties;
 mod snapshot;
+mod window;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use control::{
 };
 use properties::{CopyProgress, TableState};
 use snapshot::{SnapshotHeader, build_snapshot};
+use window::{Window, expire_oldest, slow_down};
 
 /// Attempts of one commit before the incarnation gives up and resumes from its cut.
 const ATTEMPTS: u32 = 8;
@@ -144,6 +146,7 @@ impl Committer {
     pub async fn commit(&self, table: &mut LakeTable, commit: TableCommit) -> Result<i64, Problem> {
         let files = commit.change.added.iter().chain(&commit.change.deletes);
         self.storage.make_durable(files.map(|new| new.file.file_path().to_owned()).collect()).await?;
+        slow_down(&table.loaded).await;
         let batch = self.batch_id(table, &commit.advance);
         let snapshot_id = new_snapshot_id(&table.loaded);
         let mut pause = FIRST_PAUSE;
@@ -279,7 +282,8 @@ impl Committer {
         } else {
             updates.push(TableUpdate::SetProperties { updates: properties });
         }
-        updates.extend(expire_oldest(table));
+        let window = Window { snapshots: SNAPSHOTS, at_once: SNAPSHOTS_AT_ONCE };
+        updates.extend(expire_oldest(&table.loaded, &table.protected, window));
         Ok(BuiltCommit { updates, manifests: built.manifests, deletes: built.deletes })
     }
 
@@ -374,22 +378,6 @@ fn new_snapshot_id(table: &LoadedTable) -> i64 {
             return id;
         }
     }
-}
-
-/// The oldest snapshots beyond the window, without those that the protocol protects (C6) and those that have a name.
-fn expire_oldest(table: &LakeTable) -> Option<TableUpdate> {
-    let metadata = &table.loaded.metadata;
-    if metadata.snapshots().len() < SNAPSHOTS + SNAPSHOTS_AT_ONCE {
-        return None;
-    }
-    let named = named_snapshots(&table.loaded);
-    let mut snapshots: Vec<_> = metadata.snapshots().collect();
-    snapshots.sort_by_key(|snapshot| snapshot.sequence_number());
-    let keep = |id: i64| {
-        table.protected.contains(&id) || named.contains_key(&id) || metadata.current_snapshot_id() == Some(id)
-    };
-    let ids = snapshots.iter().map(|snapshot| snapshot.snapshot_id()).filter(|&id| !keep(id));
-    Some(TableUpdate::RemoveSnapshots { snapshot_ids: ids.take(SNAPSHOTS_AT_ONCE).collect() })
 }
 
 /// Snapshots that a tag or a branch points at. The library lists references only in the metadata's text.

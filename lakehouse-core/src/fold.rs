@@ -421,7 +421,7 @@ fn field_id(history: &Schema, name: &str) -> Result<i32, Problem> {
 
 /// False if the file's own statistics say that it has no position in the range.
 fn overlaps(history: &TableReader, path: &str, position: i32, range: Range) -> Result<bool, Problem> {
-    let (file, _) = history.storage.open(path)?;
+    let file = history.storage.open(path)?;
     let metadata =
         ArrowReaderMetadata::load(&file, Default::default()).map_err(|error| parquet_problem(path, &error))?;
     let columns = metadata.parquet_schema().columns();

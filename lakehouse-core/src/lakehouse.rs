@@ -91,6 +91,8 @@ impl Lakehouse {
             left: BTreeMap::new(),
         };
         check_sources(environment.catalog.as_ref(), &control, &source, &schemas).await?;
+        let storage = environment.storage.with_spool(&environment.local_state.join("spool"))?;
+        let environment = Environment { storage, ..environment };
         let epoch = control.raise_epoch(Some(first)).await?;
         let committer = Committer {
             catalog: Arc::clone(&environment.catalog),
@@ -181,8 +183,10 @@ impl Lakehouse {
     ) -> Result<LoadedTable, Problem> {
         let catalog = &self.environment.catalog;
         if let Some(loaded) = catalog.load(name, None).await? {
+            catalog.check_owner(name).await?;
             return Ok(loaded);
         }
+        catalog.check_name(name)?;
         let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let properties = HashMap::from([
             text(properties::SOURCE_TABLE, &schema.source),

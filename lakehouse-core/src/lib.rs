@@ -27,6 +27,7 @@
 //! `source` → [`change`] → [`batch`] → [`lakehouse`] (`mirror`, `history`, `write`) → [`commit`] → acknowledge; the loop is
 //! [`pipeline::run`]. The first rows of a table come by [`copy`]. Everything that reads rows reads by [`read`].
 
+pub mod aws;
 pub mod batch;
 pub mod catalog;
 pub mod change;
@@ -49,6 +50,7 @@ pub mod planted;
 pub mod position;
 pub mod read;
 pub mod schema;
+pub mod secret;
 pub mod source;
 pub mod storage;
 pub mod write;

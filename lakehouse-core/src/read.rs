@@ -3,7 +3,6 @@
 //! Columns are found by field id, never by name; deleted positions become a row selection, so a deleted row is never
 //! decoded; rows come in file order, so their positions are known without storing them.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
@@ -20,7 +19,7 @@ use crate::catalog::LoadedTable;
 use crate::error::Problem;
 use crate::live::{LiveFile, LiveFiles, find_snapshot};
 use crate::schema::arrow_schema;
-use crate::storage::Storage;
+use crate::storage::{ReadFailure, Storage, StoredFile};
 use crate::write::{parquet_problem, read_delete_file};
 
 /// Rows of a batch.
@@ -111,6 +110,7 @@ impl Projection {
 /// An open data file; yields batches of the projection's schema.
 pub struct FileRows {
     reader: ParquetRecordBatchReader,
+    failure: ReadFailure,
     location: String,
     schema: ArrowSchemaRef,
     /// For each column wanted, its place in what the reader yields.
@@ -121,7 +121,8 @@ pub struct FileRows {
 impl FileRows {
     pub fn open(storage: &Storage, path: &str, columns: &Projection, rows: Rows) -> Result<Self, Problem> {
         let failed = |error: parquet::errors::ParquetError| parquet_problem(path, &error);
-        let (file, _) = storage.open(path)?;
+        let file = storage.open(path)?;
+        let failure = file.failure();
         // Another engine's embedded Arrow schema would change types; what stands in Parquet decides.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let metadata = ArrowReaderMetadata::load(&file, options).map_err(failed)?;
@@ -133,7 +134,7 @@ impl FileRows {
         let places = roots.iter().map(|root| root.map(|root| read.partition_point(|&other| other < root))).collect();
         let mask = ProjectionMask::roots(metadata.parquet_schema(), read);
         let positions = Positions::new(rows, total);
-        let mut builder = ParquetRecordBatchReaderBuilder::<File>::new_with_metadata(file, metadata)
+        let mut builder = ParquetRecordBatchReaderBuilder::<StoredFile>::new_with_metadata(file, metadata)
             .with_projection(mask)
             .with_batch_size(BATCH_ROWS);
         if let Some(selection) = positions.selection(total) {
@@ -141,7 +142,7 @@ impl FileRows {
         }
         let reader = builder.build().map_err(failed)?;
         let schema = Arc::clone(&columns.arrow);
-        Ok(Self { reader, location: path.to_owned(), schema, places, positions })
+        Ok(Self { reader, failure, location: path.to_owned(), schema, places, positions })
     }
 
     /// The next rows with their positions in the file, ascending.
@@ -157,7 +158,7 @@ impl FileRows {
         };
         let batch = match batch {
             Ok(batch) => batch,
-            Err(error) => return Some(Err(unreadable(&error))),
+            Err(error) => return Some(Err(self.failure.take().unwrap_or_else(|| unreadable(&error)))),
         };
         let rows = batch.num_rows();
         let column = |(field, place): (&Arc<Field>, &Option<usize>)| match place {

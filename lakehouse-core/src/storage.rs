@@ -1,34 +1,91 @@
-//! Where data files, manifests and metadata stand: today the local file system behind Iceberg's `FileIO`.
+//! Where data files, manifests and metadata stand: local files, and objects in S3 or a service that speaks its protocol.
+//! A location's scheme says which.
 //!
-//! Owns durability: a commit may name a file only after the file and its folder entry survive a loss of power. Never
-//! deletes anything (protocol B10); never lists.
+//! Owns durability: a commit may name a file only after it survives a loss of power. A local file and its folder entry are
+//! synced; a file that belongs into an object store is written in a local folder first, the spool, and sent when a commit
+//! is about to name it. Never deletes anything that a reader could see (protocol B10); never lists.
 
-use std::collections::BTreeSet;
+mod iceberg_io;
+mod objects;
+mod recent;
+mod stored_file;
+
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::io::FileIO;
+use uuid::Uuid;
 
+use crate::aws::AwsConfig;
 use crate::error::{Problem, Reaction};
+use objects::{Objects, is_object};
 
-/// A warehouse's files.
+pub use stored_file::{ObjectFile, ReadFailure, StoredFile};
+
+/// Files sent at the same time.
+const UPLOADS: usize = 8;
+
+/// A warehouse's files. Clones share the client and what is not sent yet.
 #[derive(Clone, Debug)]
 pub struct Storage {
     io: FileIO,
+    objects: Option<Objects>,
+    spool: Arc<Spool>,
+}
+
+/// Files on their way into an object store.
+#[derive(Debug, Default)]
+struct Spool {
+    folder: Option<PathBuf>,
+    /// By location, until they are sent.
+    files: Mutex<HashMap<String, PathBuf>>,
 }
 
 impl Storage {
+    /// Local files only.
     pub fn local() -> Self {
-        Self { io: FileIO::new_with_fs() }
+        Self { io: FileIO::new_with_fs(), objects: None, spool: Arc::default() }
+    }
+
+    /// Objects too, for reading.
+    pub async fn s3(config: &AwsConfig) -> Self {
+        let objects = Objects::open(config).await;
+        Self { io: iceberg_io::file_io(objects.clone()), objects: Some(objects), spool: Arc::default() }
+    }
+
+    /// The same for writing, with a folder of its own for files that are not sent yet. What a worker that died has left
+    /// there is removed: nothing has named it.
+    pub fn with_spool(&self, folder: &Path) -> Result<Self, Problem> {
+        if self.objects.is_none() {
+            return Ok(self.clone());
+        }
+        let failed = |error: io::Error| file_problem(&folder.display().to_string(), "made anew", &error);
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => fs::create_dir_all(folder).map_err(failed)?,
+        }
+        let spool = Spool { folder: Some(folder.to_owned()), files: Mutex::default() };
+        Ok(Self { spool: Arc::new(spool), ..self.clone() })
     }
 
     pub fn io(&self) -> &FileIO {
         &self.io
     }
 
+    /// Requests made to the object store so far.
+    pub fn requests(&self) -> u64 {
+        self.objects.as_ref().map_or(0, Objects::requests)
+    }
+
     /// A new file for sequential writing. Fails if it exists: names are unique, an existing one is somebody's data.
     pub fn create(&self, location: &str) -> Result<File, Problem> {
+        if is_object(location) {
+            return self.create_spooled(location);
+        }
         let path = local_path(location)?;
         let attempt = |path: &Path| File::options().write(true).create_new(true).open(path);
         let created = match attempt(&path) {
@@ -40,18 +97,36 @@ impl Storage {
         created.map_err(|error| file_problem(location, "written", &error))
     }
 
-    /// A file for reading at any offset, and its length in bytes.
-    pub fn open(&self, location: &str) -> Result<(File, u64), Problem> {
-        let open = || {
-            let file = File::open(local_path(location)?).map_err(|error| file_problem(location, "read", &error))?;
-            let length = file.metadata().map_err(|error| file_problem(location, "read", &error))?.len();
-            Ok((file, length))
+    fn create_spooled(&self, location: &str) -> Result<File, Problem> {
+        let folder = self.spool.folder.as_ref().ok_or_else(|| no_store(location))?;
+        let path = folder.join(Uuid::new_v4().to_string());
+        let created = File::options().write(true).create_new(true).open(&path);
+        let file = created.map_err(|error| file_problem(&path.display().to_string(), "written", &error))?;
+        self.spool.lock().insert(location.to_owned(), path);
+        Ok(file)
+    }
+
+    /// A file for reading at any offset.
+    pub fn open(&self, location: &str) -> Result<StoredFile, Problem> {
+        let local = match is_object(location) {
+            true => self.spool.path(location),
+            false => Some(local_path(location)?),
         };
-        open()
+        match (local, &self.objects) {
+            (Some(path), _) => {
+                File::open(path).map(StoredFile::Local).map_err(|error| file_problem(location, "read", &error))
+            }
+            (None, Some(objects)) => Ok(StoredFile::Object(ObjectFile::open(objects, location)?)),
+            (None, None) => Err(no_store(location)),
+        }
     }
 
     /// The length of a file in bytes; `None` if it does not exist.
     pub fn length(&self, location: &str) -> Result<Option<u64>, Problem> {
+        if is_object(location) {
+            let objects = self.objects.as_ref().ok_or_else(|| no_store(location))?;
+            return objects.wait(objects.length(location));
+        }
         match fs::metadata(local_path(location)?) {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -59,22 +134,54 @@ impl Storage {
         }
     }
 
-    /// Returns when all `locations` and the folders that name them survive a loss of power.
+    /// Returns when all `locations` survive a loss of power.
     pub async fn make_durable(&self, locations: Vec<String>) -> Result<(), Problem> {
-        let task = tokio::task::spawn_blocking(move || {
-            let mut folders = BTreeSet::new();
-            for location in &locations {
-                let path = local_path(location)?;
-                sync(&path).map_err(|error| file_problem(location, "synced", &error))?;
-                folders.extend(path.parent().map(Path::to_path_buf));
-            }
-            for folder in folders {
-                sync(&folder).map_err(|error| file_problem(&folder.to_string_lossy(), "synced", &error))?;
-            }
-            Ok(())
-        });
+        let (objects, local): (Vec<_>, Vec<_>) = locations.into_iter().partition(|location| is_object(location));
+        stream::iter(objects).map(|location| self.send(location)).buffer_unordered(UPLOADS).try_collect::<()>().await?;
+        if local.is_empty() {
+            return Ok(());
+        }
+        let task = tokio::task::spawn_blocking(move || sync_all(&local));
         task.await.unwrap_or_else(|_| Err(Problem::retry("STORAGE", "", "syncing files was interrupted")))
     }
+
+    /// Sends a file from the spool. One that is not there was written as an object at once, or has been sent before.
+    async fn send(&self, location: String) -> Result<(), Problem> {
+        let (Some(path), Some(objects)) = (self.spool.path(&location), &self.objects) else { return Ok(()) };
+        objects.upload(&location, &path).await?;
+        self.spool.lock().remove(&location);
+        // It is scratch from now on; what stays goes with the next start.
+        let _ = fs::remove_file(path);
+        Ok(())
+    }
+}
+
+impl Spool {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, PathBuf>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, location: &str) -> Option<PathBuf> {
+        self.lock().get(location).cloned()
+    }
+}
+
+fn no_store(location: &str) -> Problem {
+    let remedy = "set the catalog's region or s3_endpoint, or use a folder on this machine as the warehouse";
+    Problem::halt("STORAGE_KIND", location, "no object store is configured for this location", remedy)
+}
+
+fn sync_all(locations: &[String]) -> Result<(), Problem> {
+    let mut folders = BTreeSet::new();
+    for location in locations {
+        let path = local_path(location)?;
+        sync(&path).map_err(|error| file_problem(location, "synced", &error))?;
+        folders.extend(path.parent().map(Path::to_path_buf));
+    }
+    for folder in folders {
+        sync(&folder).map_err(|error| file_problem(&folder.to_string_lossy(), "synced", &error))?;
+    }
+    Ok(())
 }
 
 fn sync(path: &Path) -> io::Result<()> {
@@ -92,6 +199,17 @@ pub fn local_path(location: &str) -> Result<PathBuf, Problem> {
     }
     let remedy = "use a folder on this machine as the warehouse";
     Err(Problem::halt("STORAGE_KIND", location, "this storage is not supported", remedy))
+}
+
+/// True if two engines mean the same file, however they write its location.
+pub fn same_file(left: &str, right: &str) -> bool {
+    let object = |location: &str| location.split_once("://").map(|(_, place)| place.to_owned());
+    left == right
+        || match (is_object(left), is_object(right)) {
+            (true, true) => object(left) == object(right),
+            (false, false) => matches!((local_path(left), local_path(right)), (Ok(left), Ok(right)) if left == right),
+            _ => false,
+        }
 }
 
 /// The location of a folder on this machine, as it is written into manifests: byte for byte the same for ever (files W2).
@@ -121,16 +239,30 @@ pub fn file_problem(subject: &str, verb: &str, error: &io::Error) -> Problem {
     }
 }
 
+/// What storage has reported, from inside a library's error.
+pub(crate) fn inner_problem(subject: &str, what: &str, error: &(dyn std::error::Error + 'static)) -> Option<Problem> {
+    let mut source = Some(error);
+    while let Some(current) = source {
+        if let Some(problem) = current.downcast_ref::<Problem>() {
+            return Some(problem.clone());
+        }
+        match current.downcast_ref::<io::Error>() {
+            Some(io) => match io.get_ref().and_then(|inner| inner.downcast_ref::<Problem>()) {
+                Some(problem) => return Some(problem.clone()),
+                None => return Some(file_problem(subject, what, io)),
+            },
+            None => source = current.source(),
+        }
+    }
+    None
+}
+
 /// The same for an error that passed through the Iceberg library.
 pub fn iceberg_problem(subject: &str, what: &str, error: &iceberg::Error) -> Problem {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = source {
-        if let Some(io) = current.downcast_ref::<io::Error>() {
-            return file_problem(subject, what, io);
-        }
-        // The library keeps an I/O error as the anyhow source of its own, which shows its text only.
-        source = current.source();
+    if let Some(problem) = inner_problem(subject, what, error) {
+        return problem;
     }
+    // The library keeps an I/O error's text only.
     let text = format!("{error:#}");
     let known = [
         ("No space left on device", io::ErrorKind::StorageFull),
@@ -153,7 +285,10 @@ mod tests {
         for location in ["file:///a/b", "file:/a/b", "/a/b"] {
             assert_eq!(local_path(location).unwrap(), PathBuf::from("/a/b"));
         }
+        assert!(same_file("file:///a/b", "file:/a/b") && !same_file("file:///a/b", "file:///a/c"));
+        assert!(same_file("s3://bucket/key", "s3a://bucket/key") && !same_file("s3://bucket/key", "/bucket/key"));
         assert_eq!(local_path("s3://bucket/key").unwrap_err().code, "STORAGE_KIND");
+        assert_eq!(Storage::local().open("s3://bucket/key").unwrap_err().code, "STORAGE_KIND");
     }
 
     #[test]

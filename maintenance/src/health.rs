@@ -56,7 +56,7 @@ pub async fn observe(storage: &Storage, table: &LoadedTable) -> Result<TableHeal
         bytes: totals.bytes,
         manifests: live.manifests.len() as u64,
         snapshots: table.metadata.snapshots().len() as u64,
-        metadata_bytes: storage.length(&table.metadata_location)?.unwrap_or(0),
+        metadata_bytes: table.metadata_bytes,
     })
 }
 

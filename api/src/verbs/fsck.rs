@@ -9,7 +9,7 @@ use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
 
 pub(super) async fn run(context: &Context, tables: &[TableName]) -> Result<Exit, Failure> {
-    let lake = Lake::open(&context.config.catalog)?;
+    let lake = Lake::open(&context.config).await?;
     for table in tables {
         lake.table(table).await?;
     }

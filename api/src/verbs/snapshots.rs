@@ -32,7 +32,7 @@ struct Snapshot {
 }
 
 pub(super) async fn run(context: &Context, name: &TableName) -> Result<Exit, Failure> {
-    let table = Lake::open(&context.config.catalog)?.table(name).await?;
+    let table = Lake::open(&context.config).await?.table(name).await?;
     let mut names = named_snapshots(&table);
     let mut known: Vec<&SnapshotRef> = table.metadata.snapshots().collect();
     known.sort_by_key(|snapshot| (snapshot.sequence_number(), snapshot.timestamp_ms()));

@@ -75,7 +75,7 @@ impl State {
 
 pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Failure> {
     let chosen = context.config.choose(wanted)?;
-    let lake = Lake::open_if_there(&context.config.catalog)?;
+    let lake = Lake::open_if_there(&context.config).await?;
     let mut pipelines = Vec::new();
     for (name, config) in chosen {
         pipelines.push(pipeline(lake.as_ref(), name, config).await?);

@@ -30,7 +30,7 @@ struct Table {
 }
 
 pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
-    let lake = Lake::open(&context.config.catalog)?;
+    let lake = Lake::open(&context.config).await?;
     let mut tables = Vec::new();
     for table in lake.tables(None).await? {
         let snapshot = table.metadata.current_snapshot();

@@ -46,11 +46,13 @@ impl Found {
 pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Failure> {
     let config = &context.config;
     let mut findings = Vec::new();
-    if let Err(failure) = Lake::open_if_there(&config.catalog) {
+    let lake = Lake::open_if_there(config).await;
+    let lake = lake.unwrap_or_else(|failure| {
         findings.push(Found::problem(None, failure.problem));
-    }
+        None
+    });
     for (name, pipeline) in config.choose(wanted)? {
-        findings.extend(source(name, pipeline).await);
+        findings.extend(source(name, pipeline, lake.as_ref()).await);
     }
     let valid = !findings.iter().any(|finding| finding.severity == Severity::Error);
     let verdict = if valid { "valid" } else { "invalid" };
@@ -61,9 +63,9 @@ pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Fa
     Ok(if valid { Exit::Done } else { Exit::Usage })
 }
 
-async fn source(name: &str, pipeline: &PipelineConfig) -> Vec<Found> {
+async fn source(name: &str, pipeline: &PipelineConfig, lake: Option<&Lake>) -> Vec<Found> {
     let found = match pipeline.postgres_source(name) {
-        Ok(source) => cdc_postgres::validate(&source).await,
+        Ok(source) => cdc_postgres::validate(&source, lake.map(|lake| &*lake.catalog)).await,
         Err(failure) => Err(failure.problem),
     };
     match found {

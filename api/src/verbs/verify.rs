@@ -12,7 +12,7 @@ use crate::lake::Lake;
 pub(super) async fn run(context: &Context, arguments: &Verify) -> Result<Exit, Failure> {
     let (name, config) = pipeline(&context.config, arguments)?;
     let source = config.postgres_source(name)?;
-    let lake = Lake::open(&context.config.catalog)?;
+    let lake = Lake::open(&context.config).await?;
     for table in &arguments.tables {
         lake.table(table).await?;
     }

@@ -30,7 +30,7 @@ pub(super) async fn run(context: &Context, arguments: &Wait) -> Result<Exit, Fai
     let (mut lake, mut control, mut cut) = (None, None, None);
     loop {
         if lake.is_none() {
-            lake = Lake::open_if_there(&context.config.catalog)?;
+            lake = Lake::open_if_there(&context.config).await?;
         }
         if let Some(lake) = &lake {
             control = lake.catalog.load(&TableName::new(CONTROL_NAMESPACE, name), control.as_ref()).await?;

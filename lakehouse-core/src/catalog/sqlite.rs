@@ -9,14 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use iceberg::spec::{TableMetadata, TableMetadataBuilder};
-use iceberg::{MetadataLocation, TableCreation, TableUpdate};
+use iceberg::{TableCreation, TableUpdate};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::{Catalog, LoadedTable, Swap, write_metadata, write_next_metadata};
+use super::{Catalog, LoadedTable, MetadataFile, Swap};
 use crate::error::Problem;
 use crate::schema::TableName;
-use crate::storage::{Storage, file_problem, iceberg_problem, location_of};
+use crate::storage::{Storage, file_problem, local_path, location_of};
 
 /// The `catalog_name` column of every row of ours (`design/interface.md` section 3).
 const CATALOG_NAME: &str = "lakehouse";
@@ -34,35 +33,35 @@ pub struct SqliteCatalog {
 }
 
 impl SqliteCatalog {
-    /// Opens the file at `path`, or creates it with an empty catalog; `warehouse` is an absolute folder.
+    /// The same as [`Self::open_at`] with a folder, given by its absolute path, as the warehouse.
     pub fn open(path: &Path, warehouse: &Path, storage: Storage) -> Result<Self, Problem> {
+        Self::open_at(path, location_of(warehouse), storage)
+    }
+
+    /// Opens the file at `path`, or creates it with an empty catalog; tables get their places under `warehouse`.
+    pub fn open_at(path: &Path, warehouse: String, storage: Storage) -> Result<Self, Problem> {
         let subject = path.display().to_string();
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| file_problem(&subject, "created", &error))?;
+        let folder = local_path(&warehouse).ok();
+        for folder in path.parent().into_iter().chain(folder.as_deref()) {
+            let failed = |error| file_problem(&folder.display().to_string(), "created", &error);
+            std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        std::fs::create_dir_all(warehouse)
-            .map_err(|error| file_problem(&warehouse.display().to_string(), "created", &error))?;
         let connection = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.execute_batch(SETUP)?;
             Ok(connection)
         });
         let connection = connection.map_err(|error| sqlite_problem(&subject, &error))?;
-        Ok(Self {
-            connection: Arc::new(Mutex::new(connection)),
-            path: subject,
-            warehouse: location_of(warehouse),
-            storage,
-        })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), path: subject, warehouse, storage })
     }
 
     /// Opens an existing catalog without creating or changing anything.
-    pub fn open_existing(path: &Path, warehouse: &Path, storage: Storage) -> Result<Self, Problem> {
+    pub fn open_existing(path: &Path, warehouse: String, storage: Storage) -> Result<Self, Problem> {
         if !path.exists() {
             let remedy = "start a pipeline first, or correct `path` in [catalog]";
             return Err(Problem::halt("CATALOG_MISSING", path.display().to_string(), "no catalog here", remedy));
         }
-        Self::open(path, warehouse, storage)
+        Self::open_at(path, warehouse, storage)
     }
 
     async fn with<T: Send + 'static>(
@@ -81,17 +80,6 @@ impl SqliteCatalog {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Problem> {
         self.with(work).await?.map_err(|error| sqlite_problem(&self.path, &error))
-    }
-
-    async fn read(&self, name: &TableName, metadata_location: String) -> Result<LoadedTable, Problem> {
-        let metadata = TableMetadata::read_from(self.storage.io(), &metadata_location).await;
-        let metadata = metadata.map_err(|error| iceberg_problem(&metadata_location, "read", &error))?;
-        Ok(LoadedTable {
-            name: name.clone(),
-            metadata: Arc::new(metadata),
-            token: metadata_location.clone(),
-            metadata_location,
-        })
     }
 }
 
@@ -145,7 +133,7 @@ impl Catalog for SqliteCatalog {
             None => Ok(None),
             Some(location) => match known {
                 Some(known) if known.metadata_location == location => Ok(Some(known.clone())),
-                _ => self.read(name, location).await.map(Some),
+                _ => Ok(Some(MetadataFile::read(&self.storage, &location).await?.table(name, location))),
             },
         }
     }
@@ -153,13 +141,8 @@ impl Catalog for SqliteCatalog {
     async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
         let subject = name.to_string();
         let location = format!("{}/{}/{}", self.warehouse, name.namespace, name.name);
-        let creation = TableCreation { location: Some(location.clone()), ..creation };
-        let built = TableMetadataBuilder::from_table_creation(creation).and_then(TableMetadataBuilder::build);
-        let metadata = built.map_err(|error| iceberg_problem(&subject, "built", &error))?.metadata;
-        let file = MetadataLocation::new_with_metadata(&location, &metadata);
-        write_metadata(&self.storage, name, &metadata, &file).await?;
-
-        let (wanted, pointer) = (name.clone(), file.to_string());
+        let file = MetadataFile::first(&self.storage, name, location, creation).await?;
+        let (wanted, pointer) = (name.clone(), file.location.clone());
         let inserted = self
             .query(move |connection| {
                 connection.execute(
@@ -175,17 +158,16 @@ impl Catalog for SqliteCatalog {
             })
             .await?;
         if inserted == 1 {
-            let metadata_location = file.to_string();
-            let token = metadata_location.clone();
-            return Ok(LoadedTable { name: name.clone(), metadata: Arc::new(metadata), metadata_location, token });
+            let token = file.location.clone();
+            return Ok(file.table(name, token));
         }
         let existing = self.load(name, None).await?;
         existing.ok_or_else(|| Problem::retry("CATALOG", subject, "the table was dropped while it was created"))
     }
 
     async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
-        let (metadata, metadata_location) = write_next_metadata(&self.storage, base, updates).await?;
-        let (name, old, new) = (base.name.clone(), base.token.clone(), metadata_location.clone());
+        let next = MetadataFile::next(&self.storage, base, updates).await?;
+        let (name, old, new) = (base.name.clone(), base.token.clone(), next.location.clone());
         let swapped = self
             .with(move |connection| {
                 let mut statement = connection.prepare_cached(
@@ -196,12 +178,10 @@ impl Catalog for SqliteCatalog {
             })
             .await;
         Ok(match swapped {
-            Ok(Ok(1)) => Swap::Landed(LoadedTable {
-                name: base.name.clone(),
-                metadata,
-                token: metadata_location.clone(),
-                metadata_location,
-            }),
+            Ok(Ok(1)) => {
+                let token = next.location.clone();
+                Swap::Landed(next.table(&base.name, token))
+            }
             Ok(Ok(_)) => Swap::Rejected,
             // Locked or full: the statement did not begin, or was rolled back as a whole.
             Ok(Err(error)) if before_effect(&error) => return Err(sqlite_problem(&self.path, &error)),

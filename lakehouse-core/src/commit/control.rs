@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::properties::{self, number, unreadable};
 use super::snapshot::{SnapshotHeader, build_snapshot};
+use super::window::{Window, expire_oldest};
 use super::{ATTEMPTS, FIRST_PAUSE, FileChange, LONGEST_PAUSE, fenced, moved, new_snapshot_id};
 use crate::catalog::{Catalog, LoadedTable, Swap};
 use crate::error::Problem;
@@ -93,8 +94,14 @@ impl Control {
     pub async fn open(catalog: Arc<dyn Catalog>, storage: Storage, pipeline: &str) -> Result<Self, Problem> {
         let name = TableName::new(NAMESPACE, pipeline);
         let table = match catalog.load(&name, None).await? {
-            Some(table) => table,
-            None => catalog.create(&name, creation(pipeline)?).await?,
+            Some(table) => {
+                catalog.check_owner(&name).await?;
+                table
+            }
+            None => {
+                catalog.check_name(&name)?;
+                catalog.create(&name, creation(pipeline)?).await?
+            }
         };
         let state = ControlState::of(&table)?;
         let live = LiveFiles::load(&storage, &table, table.snapshot_id()).await?;
@@ -235,15 +242,7 @@ impl Control {
 
     /// The oldest cuts beyond the window.
     fn expire(&self) -> Option<TableUpdate> {
-        let metadata = &self.table.metadata;
-        if metadata.snapshots().len() < self.cuts + CUTS_AT_ONCE {
-            return None;
-        }
-        let named: HashSet<i64> = super::named_snapshots(&self.table).into_keys().collect();
-        let mut snapshots: Vec<_> = metadata.snapshots().collect();
-        snapshots.sort_by_key(|snapshot| snapshot.sequence_number());
-        let ids = snapshots.iter().map(|snapshot| snapshot.snapshot_id()).filter(|id| !named.contains(id));
-        Some(TableUpdate::RemoveSnapshots { snapshot_ids: ids.take(CUTS_AT_ONCE).collect() })
+        expire_oldest(&self.table, &HashSet::new(), Window { snapshots: self.cuts, at_once: CUTS_AT_ONCE })
     }
 }
 

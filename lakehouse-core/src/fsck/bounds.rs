@@ -282,7 +282,7 @@ fn range_of(statistics: &Statistics, like: &Value) -> Option<(Value, Value)> {
 
 /// Lowest and highest value of one leaf column, from its data; `None` for a column of NULLs and NaNs.
 fn read_range(storage: &Storage, path: &str, place: usize, like: &Value) -> Result<Option<(Value, Value)>, String> {
-    let (file, _) = storage.open(path).map_err(|problem| problem.to_string())?;
+    let file = storage.open(path).map_err(|problem| problem.to_string())?;
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options);
     let builder = builder.map_err(|error| error.to_string())?;

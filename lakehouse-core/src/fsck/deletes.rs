@@ -57,7 +57,7 @@ struct Deleted {
 impl Deleted {
     fn read(storage: &Storage, inventory: &Inventory, file: &FileFacts) -> Result<Self, String> {
         let ours = files::is_ours(&files::footer(storage, &file.path).map_err(|problem| problem.to_string())?);
-        let (source, _) = storage.open(&file.path).map_err(|problem| problem.to_string())?;
+        let source = storage.open(&file.path).map_err(|problem| problem.to_string())?;
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(source, options);
         let reader = reader.and_then(ParquetRecordBatchReaderBuilder::build).map_err(|error| error.to_string())?;

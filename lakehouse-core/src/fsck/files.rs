@@ -77,7 +77,7 @@ fn footer_faults(storage: &Storage, file: &FileFacts) -> Vec<String> {
 }
 
 pub(super) fn footer(storage: &Storage, path: &str) -> Result<ParquetMetaData, Problem> {
-    let (file, _) = storage.open(path)?;
+    let file = storage.open(path)?;
     ParquetMetaDataReader::new().parse_and_finish(&file).map_err(|error| parquet_problem(path, &error))
 }
 

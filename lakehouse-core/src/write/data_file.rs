@@ -19,7 +19,7 @@ use parquet::schema::types::{ColumnDescPtr, SchemaDescriptor, Type as ParquetTyp
 use super::statistics::Statistics;
 use crate::error::Problem;
 use crate::schema::arrow_schema;
-use crate::storage::{Storage, file_problem};
+use crate::storage::{Storage, inner_problem};
 
 /// Rows of a row group: a reader skips or reads this many at a time, and the writer holds them encoded.
 const ROW_GROUP_ROWS: usize = 131_072;
@@ -185,9 +185,7 @@ fn with_fixed_length_decimals(root: &ParquetType) -> parquet::errors::Result<Typ
 
 /// A failed Parquet operation; an I/O error inside it decides.
 pub(crate) fn parquet_problem(location: &str, error: &parquet::errors::ParquetError) -> Problem {
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    match io {
-        Some(io) => file_problem(location, "written or read", io),
-        None => Problem::halt("PARQUET", location, format!("file cannot be encoded or decoded: {error}"), "run fsck"),
-    }
+    inner_problem(location, "written or read", error).unwrap_or_else(|| {
+        Problem::halt("PARQUET", location, format!("file cannot be encoded or decoded: {error}"), "run fsck")
+    })
 }

@@ -18,7 +18,7 @@ use roaring::RoaringBitmap;
 
 use super::data_file::{NewFile, parquet_problem, properties};
 use crate::error::Problem;
-use crate::storage::Storage;
+use crate::storage::{Storage, same_file};
 
 /// Field ids that the Iceberg spec reserves for position deletes.
 const FILE_PATH_ID: i32 = 2_147_483_546;
@@ -75,9 +75,8 @@ pub fn write_delete_file(
 /// The positions that a delete file takes from `data_path`. Other engines' files may name other data files too.
 pub fn read_delete_file(storage: &Storage, location: &str, data_path: &str) -> Result<RoaringBitmap, Problem> {
     let failed = |error: parquet::errors::ParquetError| parquet_problem(location, &error);
-    let (file, _) = storage.open(location)?;
+    let file = storage.open(location)?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(failed)?.build().map_err(failed)?;
-    let wanted = crate::storage::local_path(data_path)?;
     let mut positions = RoaringBitmap::new();
     for batch in reader {
         let batch = batch.map_err(|error| damaged(location, &error.to_string()))?;
@@ -88,7 +87,7 @@ pub fn read_delete_file(storage: &Storage, location: &str, data_path: &str) -> R
             let path = paths.value(row);
             let ours = match known {
                 Some((last, ours)) if last == path => ours,
-                _ => path == data_path || crate::storage::local_path(path).is_ok_and(|path| path == wanted),
+                _ => same_file(path, data_path),
             };
             known = Some((path, ours));
             if ours {

@@ -151,6 +151,12 @@ impl Ground {
         cuts.map(|cut| cut.position).next().unwrap_or(Position::START)
     }
 
+    fn knows(&self, table: &LoadedTable) -> bool {
+        let (name, snapshot) = (table.name.to_string(), table.snapshot_id());
+        let known = |landing: &Landing| landing.table == name && landing.snapshot == snapshot;
+        snapshot.is_none() || self.truth().landings.iter().any(known)
+    }
+
     fn landed(&self, worker: usize, table: &LoadedTable) {
         let control = table.name.namespace == CONTROL_NAMESPACE;
         let state = TableState::of(table).unwrap_or_default();
@@ -273,6 +279,10 @@ impl Catalog for FaultyCatalog {
     async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
         let fault = self.enter(name, Call::Load).await?;
         let loaded = self.inner.load(name, known).await?;
+        // A commit whose answer was lost on a real network shows itself here first.
+        if let Some(table) = loaded.as_ref().filter(|table| !self.ground.knows(table)) {
+            self.ground.landed(self.worker, table);
+        }
         match fault {
             Some(Fault::LostBefore | Fault::LostAfter | Fault::Rejected | Fault::Delayed(_)) => Err(unanswered()),
             fault => self.leave(fault, loaded).await,

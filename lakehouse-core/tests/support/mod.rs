@@ -10,6 +10,8 @@ pub mod catalog;
 pub mod check;
 pub mod faults;
 pub mod reading;
+pub mod renamed;
+pub mod rig;
 pub mod script;
 pub mod source;
 pub mod world;

@@ -31,7 +31,10 @@ const NEVER: Duration = Duration::from_secs(3_600);
 pub struct World {
     folder: TempDir,
     pub storage: Storage,
+    /// What really stands there.
     pub catalog: Arc<dyn Catalog>,
+    /// How workers reach it.
+    through: Arc<dyn Catalog>,
     pub ground: Arc<Ground>,
     pub slot: Arc<Slot>,
     pub script: Arc<Script>,
@@ -99,10 +102,22 @@ impl World {
         let storage = Storage::local();
         let catalog =
             SqliteCatalog::open(&folder.path().join("catalog.db"), &folder.path().join("lake"), storage.clone());
+        let catalog: Arc<dyn Catalog> = Arc::new(catalog.expect("an empty folder takes a catalog"));
+        Self { folder, ..Self::on(Arc::clone(&catalog), catalog, storage, script, planted) }
+    }
+
+    /// On a catalog that is there: workers reach it `through` something.
+    pub fn on(
+        catalog: Arc<dyn Catalog>,
+        through: Arc<dyn Catalog>,
+        storage: Storage,
+        script: Script,
+        planted: Planted,
+    ) -> Self {
         let ground = Arc::new(Ground::default());
         let slot = Slot::new(Arc::clone(&ground), script.consistent_point);
-        let catalog = Arc::new(catalog.expect("an empty folder takes a catalog"));
-        Self { folder, storage, catalog, ground, slot, script: Arc::new(script), planted }
+        let folder = temporary_folder();
+        Self { folder, storage, catalog, through, ground, slot, script: Arc::new(script), planted }
     }
 
     pub fn path(&self) -> &Path {
@@ -114,7 +129,7 @@ impl World {
     }
 
     pub fn faulty(&self, worker: &Worker, gate: &Arc<Gate>) -> Arc<FaultyCatalog> {
-        let (inner, ground) = (Arc::clone(&self.catalog), Arc::clone(&self.ground));
+        let (inner, ground) = (Arc::clone(&self.through), Arc::clone(&self.ground));
         FaultyCatalog::new(inner, ground, worker.number, worker.faults.clone(), Arc::clone(gate))
     }
 
