@@ -266,6 +266,19 @@ class JudgesTest(unittest.TestCase):
         self.assertEqual(len(table["snapshots"]), 5)
         self.assertEqual(table["properties"]["write.metadata.metrics.default"], "none")
 
+    def test_a_foreign_replace_keeps_the_rows_unless_it_is_told_not_to(self):
+        rows = [[{"id": n} for n in part] for part in ((1, 2), (3, 4, 5), (6, 7))]
+        table = self.table("replaced", ("id", LongType()), rows=rows)
+        replaced = self.foreign("replace", "--table", "ns.replaced", "--files", "2")
+        self.check(replaced["metadata_location"], [[str(n)] for n in range(1, 8)])
+        table = self.catalog.load_table("ns.replaced")
+        self.assertEqual(table.current_snapshot().summary.operation.value, "replace")
+        self.assertEqual(len([*table.scan().plan_files()]), 2)
+        for wrong, count, distinct in (("exchanged", 7, 6), ("lost", 6, 5), ("doubled", 7, 5)):
+            self.foreign("replace", "--table", "ns.replaced", "--wrong", wrong)
+            found = self.catalog.load_table("ns.replaced").scan().to_arrow()["id"].to_pylist()
+            self.assertEqual((len(found), len({*found})), (count, distinct), wrong)
+
     def foreign(self, *arguments, given=""):
         command = [sys.executable, str(HERE / "catalog.py"), "--database", self.database, *arguments]
         done = subprocess.run(command, input=given, capture_output=True, text=True)

@@ -75,7 +75,8 @@ impl Books {
         self.snapshots(site, table).await.iter().map(range).collect()
     }
 
-    async fn snapshots(&mut self, site: &Site, table: &str) -> Vec<Value> {
+    /// The metadata file's snapshots of a table, in the order in which they were committed.
+    pub(crate) async fn snapshots(&mut self, site: &Site, table: &str) -> Vec<Value> {
         let metadata = self.judge.metadata(&site.database(), table).await;
         let path = metadata.strip_prefix("file://").unwrap_or(&metadata);
         let text = fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
