@@ -28,9 +28,16 @@ make_scratch() {
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/lakehouse.XXXXXX")
     chmod 711 "$scratch"
     export TMPDIR=$scratch
+    skipped=$scratch/skipped
+    : >"$skipped"
     trap remove_scratch EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
+}
+
+# skip NAME LOG: the last thing that was said is the reason. All of them are named once more at the end.
+skip() {
+    echo "SKIP $1: $(grep -v '^ *$' "$2" | tail -n 1)" | tee -a "$skipped"
 }
 
 remove_scratch() {
@@ -162,7 +169,7 @@ need_engine() {
         export "$variable=$home"
     else
         cat "$log" >&2
-        echo "SKIP $name: $(grep -v '^ *$' "$log" | tail -n 1)" | tee -a "$scratch/skipped"
+        skip "$name" "$log"
     fi
 }
 
@@ -171,13 +178,14 @@ install_engine() {
     shift 3
     find_jdk "$jdk"
     mkdir -p "$cache"
-    exec 9>"$home.lock"
-    flock 9
+    exec 8>"$home.lock"
+    flock 8
     if [ ! -e "$home/complete" ]; then
         command -v mvn >/dev/null || need_packages 'Maven' maven
         rm -rf "$home"
         mkdir -p "$home"
-        "$@" "$home" "$pom" && touch "$home/complete" || die "could not install it into $home"
+        "$@" "$home" "$pom" || die "could not install it into $home"
+        touch "$home/complete"
     fi
     ln -sfn "$java_home" "$home/java"
 }

@@ -223,7 +223,7 @@ async fn compact(scene: &Scene, spark: &mut Judge) {
         Err(refused) => refused,
     };
     for _ in 0..ATTEMPTS {
-        println!("Spark's compaction is refused: {refused}");
+        println!("Spark's compaction is refused: {}", refused.lines().take(2).collect::<String>());
         scene.worker.freeze();
         let answer = spark.ask(question.clone()).await;
         scene.worker.thaw();

@@ -33,7 +33,7 @@ class Spark:
             "spark.driver.memory": "1g",
             "spark.driver.extraClassPath": f"{home}/jars/*",
             "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={self.folder}",
-            "spark.log.level": "ERROR",
+            "spark.log.level": "OFF",
             "spark.local.dir": self.folder,
             "spark.sql.warehouse.dir": f"file://{self.folder}/warehouse",
             "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
