@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -38,7 +39,10 @@ pub struct Judge {
     folds: Vec<Fold>,
     input: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
+    /// Killed when dropped, and with it a server of its own.
     process: Child,
+    /// What it leaves behind, as it is never asked to end.
+    _folder: TempDir,
 }
 
 impl Engine {
@@ -98,11 +102,12 @@ impl Judge {
     /// When the readers are not installed or the engine does not start.
     pub async fn start(engine: Engine) -> Self {
         let mut command = python(engine, "judge.py");
-        command.args(["--engine", engine.name(), "--serve"]);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        command.args(["--engine", engine.name(), "--serve"]).env("TMPDIR", folder.path());
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the judge");
         let input = process.stdin.take().expect("piped");
         let answers = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let mut judge = Self { engine, folds: Vec::new(), input, answers, process };
+        let mut judge = Self { engine, folds: Vec::new(), input, answers, process, _folder: folder };
         let greeting = judge.answer().await;
         judge.folds = Vec::deserialize(&greeting["folds"]).unwrap_or_else(|error| panic!("{greeting}: {error}"));
         judge
