@@ -168,6 +168,7 @@ need_engine() {
     if (install_engine "$home" "$jdk" "$pom" "$@") >"$log" 2>&1; then
         export "$variable=$home"
     else
+        unset "$variable"
         cat "$log" >&2
         skip "$name" "$log"
     fi
