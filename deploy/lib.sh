@@ -28,9 +28,16 @@ make_scratch() {
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/lakehouse.XXXXXX")
     chmod 711 "$scratch"
     export TMPDIR=$scratch
+    skipped=$scratch/skipped
+    : >"$skipped"
     trap remove_scratch EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
+}
+
+# skip NAME LOG: the last thing that was said is the reason. All of them are named once more at the end.
+skip() {
+    echo "SKIP $1: $(grep -v '^ *$' "$2" | tail -n 1)" | tee -a "$skipped"
 }
 
 remove_scratch() {
@@ -141,4 +148,95 @@ need_cargo_deny() {
     env -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
         CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
         cargo install --quiet --locked --root "$root" --version "$cargo_deny_version" cargo-deny
+}
+
+# The long tier's engines, which need Java. Each becomes a folder of the cache that holds its jars and, as `java`, its JDK;
+# the tests find them through the variables. What cannot be had is skipped, with its reason.
+need_long_engines() {
+    need_engine LAKEHOUSE_SPARK 17 spark spark.pom.xml install_spark
+    need_engine LAKEHOUSE_TRINO_406 17 trino-406 trino.pom.xml install_trino 406
+    need_engine LAKEHOUSE_TRINO_483 25 trino-483 trino.pom.xml install_trino 483
+}
+
+# need_engine VARIABLE JDK NAME POM INSTALL…
+need_engine() {
+    local variable=$1 jdk=$2 name=$3 pom=$repo/deploy/readers/$4 log=$scratch/$3.log home
+    shift 4
+    home=$cache/$name-$(cat "$pom" "$repo/deploy/readers/requirements-long.txt" | sha256sum | cut -c 1-12)
+    [ -e "$home/complete" ] || say "installing $name into $home (once, several minutes)"
+    # A subshell, so that whatever is missing ends no more than this engine.
+    if (install_engine "$home" "$jdk" "$pom" "$@") >"$log" 2>&1; then
+        export "$variable=$home"
+    else
+        unset "$variable"
+        cat "$log" >&2
+        skip "$name" "$log"
+    fi
+}
+
+install_engine() {
+    local home=$1 jdk=$2 pom=$3 java_home
+    shift 3
+    find_jdk "$jdk"
+    mkdir -p "$cache"
+    exec 8>"$home.lock"
+    flock 8
+    if [ ! -e "$home/complete" ]; then
+        command -v mvn >/dev/null || need_packages 'Maven' maven
+        rm -rf "$home"
+        mkdir -p "$home"
+        "$@" "$home" "$pom" || die "could not install it into $home"
+        touch "$home/complete"
+    fi
+    ln -sfn "$java_home" "$home/java"
+}
+
+# find_jdk VERSION: its folder is then in $java_home. Debian has 17; a newer one is used where somebody has put it.
+find_jdk() {
+    local version=$1
+    look_for_jdk "$version" && return
+    [ "$version" = 17 ] || die "no JDK $version in JAVA_HOME or /usr/lib/jvm"
+    need_packages 'a JDK 17' openjdk-17-jdk-headless
+    look_for_jdk "$version" || die "no JDK $version in /usr/lib/jvm"
+}
+
+look_for_jdk() {
+    for java_home in "${JAVA_HOME:-}" /usr/lib/jvm/*; do
+        [ -x "$java_home/bin/javac" ] && grep -qs "^JAVA_VERSION=\"$1[.\"]" "$java_home/release" && return
+    done
+    return 1
+}
+
+install_spark() {
+    local home=$1 pom=$2 venv_python
+    need_venv spark-python "$repo/deploy/readers/requirements-long.txt"
+    copy_jars "$pom" "$home/jars" && ln -s "${venv_python%/bin/python}" "$home/python"
+}
+
+# Two things of the server are in no published jar: the file that names the connector's plugin, and a main class.
+install_trino() {
+    local version=$1 home=$2 pom=$3 work
+    work=$(mktemp -d)
+    mkdir -p "$work/META-INF/services"
+    echo io.trino.plugin.iceberg.IcebergPlugin >"$work/META-INF/services/io.trino.spi.Plugin"
+    cat >"$work/Launch.java" <<'JAVA'
+public class Launch {
+    public static void main(String[] arguments) {
+        new io.trino.server.Server().start(arguments[0]);
+    }
+}
+JAVA
+    copy_jars "$pom" "$home/lib" -Dtrino="$version" -Dpart=trino-main &&
+        copy_jars "$pom" "$home/plugin/iceberg" -Dtrino="$version" -Dpart=trino-iceberg &&
+        "$java_home/bin/jar" --create --file "$home/plugin/iceberg/services.jar" -C "$work" META-INF &&
+        "$java_home/bin/javac" -cp "$home/lib/*" -d "$home/lib/launch" "$work/Launch.java"
+}
+
+# copy_jars POM FOLDER PROPERTY…: all that the project needs at run time. Groups in the names, as some jars share one.
+copy_jars() {
+    local pom=$1 folder=$2
+    shift 2
+    JAVA_HOME=$java_home mvn --quiet --batch-mode -Dmaven.repo.local="$cache/maven" -f "$pom" "$@" \
+        org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+        -DincludeScope=runtime -DoutputDirectory="$folder" -Dmdep.prependGroupId=true
 }

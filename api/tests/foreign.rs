@@ -13,10 +13,11 @@ use std::time::Duration;
 use fastrand::Rng;
 use live::books::Books;
 use live::{Live, stop};
+use serde_json::{Value, json};
 use testkit::lakehouse::Process;
 use testkit::oracle;
 use testkit::postgres::Options;
-use testkit::readers::ForeignEngine;
+use testkit::readers::{Engine, ForeignEngine, Judge};
 use tokio::task::JoinHandle;
 
 /// Rows of `t` that the workload touches.
@@ -81,6 +82,13 @@ impl Scene {
         snapshots.iter().filter(|snapshot| snapshot["kind"] == "foreign").count()
     }
 
+    /// The operation of every snapshot of `t`, oldest first, as the metadata file says.
+    async fn operations(&mut self) -> Vec<String> {
+        let snapshots = self.books.snapshots(&self.live.site, "app.t").await;
+        let operation = |snapshot: &Value| snapshot["summary"]["operation"].as_str().expect("an operation").to_owned();
+        snapshots.iter().map(operation).collect()
+    }
+
     async fn assert_streaming(&mut self) {
         assert!(self.worker.is_running(), "{}", self.worker.stderr());
         assert_eq!(self.live.site.table_status("public.t").await, ("streaming".to_owned(), None));
@@ -123,13 +131,30 @@ impl Scene {
     }
 
     /// The table has followed its source to the end, whatever the other engine has done to it.
-    async fn end_equal(mut self) {
+    async fn end_equal(self) {
+        self.end_equal_for(Judge::start(Engine::PyIceberg).await).await;
+    }
+
+    /// The same, and this engine says so too.
+    async fn end_equal_for(mut self, mut judge: Judge) {
         self.quiet().await;
         self.assert_streaming().await;
         self.assert_rows("true").await;
+        let metadata = judge.metadata(&self.live.site.database(), "app.t").await;
+        let found = self.books.rows(&self.live.site, "app.t", &[]).await;
+        judge.assert_rows(&metadata, None, &[], &found).await;
         self.live.site.assert_equal().await;
         self.end().await;
     }
+}
+
+/// Changes of rows that the workload leaves alone; each round changes others.
+fn changes(round: u64) -> String {
+    format!(
+        "UPDATE t SET v = 'round {round}' WHERE id > {BUSY} AND id % 5 = {round};
+         DELETE FROM t WHERE id > {BUSY} AND id % 50 = {round}; DELETE FROM t WHERE id = {ROWS} - {round};
+         INSERT INTO t VALUES ({ROWS} + {round}, 'new', 1) ON CONFLICT DO NOTHING"
+    )
 }
 
 /// Small transactions on the first rows, until it is told to stop.
@@ -155,6 +180,8 @@ async fn busy(live: &Live, stop: Arc<AtomicBool>) -> JoinHandle<()> {
 enum Deed {
     Delete(&'static str),
     Rewrite,
+    /// All data files or some of them, in a commit that promises to keep the rows.
+    Replace(&'static [&'static str]),
     Append(String),
     /// To the snapshot so many before the current one.
     RollBack(usize),
@@ -171,6 +198,7 @@ async fn foreign(scene: &Scene, deed: Deed) {
             match deed {
                 Deed::Delete(filter) => drop(engine.delete("app.t", filter).await),
                 Deed::Rewrite => drop(engine.rewrite("app.t").await),
+                Deed::Replace(choice) => drop(engine.replace("app.t", choice).await),
                 Deed::Append(rows) => drop(engine.append("app.t", &rows).await),
                 Deed::RollBack(steps) => roll_back(&database, steps).await,
             }
@@ -184,6 +212,27 @@ async fn foreign(scene: &Scene, deed: Deed) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("{deed:?} failed {ATTEMPTS} times");
+}
+
+/// Spark compacts `app.t`: at first beside a worker that is at work, then while it sleeps, as what it commits meanwhile may
+/// rule a compaction out.
+async fn compact(scene: &Scene, spark: &mut Judge) {
+    let question = json!({"do": "compact", "database": scene.live.site.database(), "table": "app.t"});
+    let mut refused = match spark.ask(question.clone()).await {
+        Ok(_) => return,
+        Err(refused) => refused,
+    };
+    for _ in 0..ATTEMPTS {
+        println!("Spark's compaction is refused: {}", refused.lines().take(2).collect::<String>());
+        scene.worker.freeze();
+        let answer = spark.ask(question.clone()).await;
+        scene.worker.thaw();
+        refused = match answer {
+            Ok(_) => return,
+            Err(refused) => refused,
+        };
+    }
+    panic!("Spark cannot compact: {refused}");
 }
 
 /// As another engine's operator would set a table back.
@@ -239,13 +288,7 @@ async fn files_that_another_engine_rewrites_are_followed() {
     let mut scene = Scene::new().await;
     for round in 0..3 {
         foreign(&scene, Deed::Rewrite).await;
-        scene
-            .sql(&format!(
-                "UPDATE t SET v = 'round {round}' WHERE id > {BUSY} AND id % 5 = {round};
-                 DELETE FROM t WHERE id > {BUSY} AND id % 50 = {round}; DELETE FROM t WHERE id = {ROWS} - {round};
-                 INSERT INTO t VALUES ({ROWS} + {round}, 'new', 1) ON CONFLICT DO NOTHING"
-            ))
-            .await;
+        scene.sql(&changes(round)).await;
         scene.live.site.caught_up().await;
         scene.assert_streaming().await;
     }
@@ -255,6 +298,70 @@ async fn files_that_another_engine_rewrites_are_followed() {
     scene.restart().await;
     scene.sql(&format!("UPDATE t SET n = -1 WHERE id > {BUSY} AND id % 3 = 0")).await;
     scene.end_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_another_engine_compacts_are_followed() {
+    let mut scene = Scene::new().await;
+    for (round, files) in [(0, &[][..]), (1, &["--files", "1"]), (2, &["--files", "2"])] {
+        foreign(&scene, Deed::Replace(files)).await;
+        scene.sql(&changes(round)).await;
+        scene.live.site.caught_up().await;
+        scene.assert_streaming().await;
+    }
+
+    foreign(&scene, Deed::Replace(&[])).await;
+    scene.restart().await;
+    scene.sql(&format!("UPDATE t SET n = -1 WHERE id > {BUSY} AND id % 3 = 0")).await;
+    scene.live.site.caught_up().await;
+    assert_eq!(scene.operations().await.iter().filter(|name| *name == "replace").count(), 4);
+    scene.end_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_spark_compacts_are_followed() {
+    if !Engine::Spark.is_at_hand() {
+        return;
+    }
+    let mut scene = Scene::new().await;
+    let mut spark = Judge::start(Engine::Spark).await;
+    for round in 0..3 {
+        compact(&scene, &mut spark).await;
+        scene.sql(&changes(round)).await;
+        scene.live.site.caught_up().await;
+        scene.assert_streaming().await;
+    }
+    compact(&scene, &mut spark).await;
+    scene.restart().await;
+    scene.sql(&format!("UPDATE t SET n = -1 WHERE id > {BUSY} AND id % 3 = 0")).await;
+    scene.live.site.caught_up().await;
+    let replaced = scene.operations().await.iter().filter(|name| *name == "replace").count();
+    assert!(replaced >= 4, "{replaced} of 4 compactions");
+    scene.end_equal_for(spark).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_that_loses_a_row_halts_the_table_and_no_other() {
+    halts_on_a_wrong_replace(&["--wrong", "lost"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_that_doubles_a_row_halts_the_table_and_no_other() {
+    halts_on_a_wrong_replace(&["--wrong", "doubled"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_that_keeps_the_count_but_not_the_rows_halts_the_table_and_no_other() {
+    halts_on_a_wrong_replace(&["--wrong", "exchanged"]).await;
+}
+
+async fn halts_on_a_wrong_replace(wrong: &'static [&'static str]) {
+    let mut scene = Scene::new().await;
+    foreign(&scene, Deed::Replace(wrong)).await;
+    scene.sql("UPDATE t SET v = 'later' WHERE id > 1990").await;
+    scene.assert_halted("FOREIGN_REPLACE").await;
+    assert_eq!(scene.operations().await.last().map(String::as_str), Some("replace"));
+    scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

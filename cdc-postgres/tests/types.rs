@@ -1,4 +1,5 @@
-//! Every type with its edge values arrives equal by copy and by stream, as four independent readers see it.
+//! Every type with its edge values arrives equal by copy and by stream, as four independent readers see it, and in the
+//! long tier Spark and Trino too.
 //!
 //! The values stand in `lakehouse-core/testkit/data/postgres_types.txt`. Each type is a column; rows come three times:
 //! copied (ids from 0), inserted behind the copy (from 1000), and copied as NULLs that are updated later (from 2000).
@@ -48,9 +49,22 @@ struct Expected {
 }
 
 impl Column {
-    /// chdb refuses far moments or reads them wrong, and takes a list of times for one of numbers.
+    /// What else an engine cannot read; what it reads but cannot tell apart is folded (`deploy/readers/judge.py`).
     fn is_readable_by(&self, engine: Engine) -> bool {
-        engine != Engine::Chdb || !(self.far || self.type_name == "time without time zone[]")
+        match engine {
+            // It refuses far moments or reads them wrong, and takes a list of times for one of numbers.
+            Engine::Chdb => !(self.far || self.type_name == "time without time zone[]"),
+            // "Millis overflow" from the year 71,000 on, where its moments with a time zone end.
+            Engine::Trino406 | Engine::Trino483 => !(self.far && self.type_name == "timestamp with time zone"),
+            // "Spark does not support time fields", of whatever other columns it is asked.
+            Engine::Spark => !self.is_time(),
+            Engine::DuckDb | Engine::Sail | Engine::PyIceberg => true,
+        }
+    }
+
+    /// A time of day in the lake, or a list of such.
+    fn is_time(&self) -> bool {
+        self.type_name.starts_with("time") && self.type_name.contains("without") && !self.type_name.contains("stamp")
     }
 }
 
@@ -77,7 +91,7 @@ async fn every_type_arrives_equal_by_copy_and_by_stream() {
     assert!(values > 350, "the list of values was not read: {values}");
     assert!(expected.iter().any(|table| table.overflows), "some values must overflow");
     let mut wrong = Vec::new();
-    for engine in Engine::ALL {
+    for engine in Engine::at_hand() {
         let mut judge = Judge::start(engine).await;
         for table in &expected {
             wrong.extend(compare(&mut judge, &lake, table).await);
@@ -94,7 +108,10 @@ async fn create_tables(cluster: &Cluster) -> Vec<(String, Vec<Column>)> {
     let (statements, columns) = parse(version / 10_000, &extensions);
     cluster.sql("postgres", &statements.join(";\n")).await;
     let mut tables = Vec::new();
-    for (number, columns) in columns.chunks(COLUMNS_PER_TABLE).enumerate() {
+    // Times of day have a table of their own, for the sake of the engine that reads no table with one.
+    let (times, others): (Vec<Column>, Vec<Column>) = columns.into_iter().partition(Column::is_time);
+    let chunks = others.chunks(COLUMNS_PER_TABLE).chain(std::iter::once(times.as_slice()));
+    for (number, columns) in chunks.enumerate() {
         let table = format!("types_{number:02}");
         let list: Vec<String> = columns.iter().map(|column| format!("{} {}", column.name, column.type_name)).collect();
         let mut script = format!("CREATE TABLE {table} (id int PRIMARY KEY, {});\n", list.join(", "));
@@ -165,6 +182,9 @@ async fn compare(judge: &mut Judge, lake: &Lake, expected: &Expected) -> Vec<Str
         let metadata = judge.metadata(&lake.database(), &format!("{}.{table}", support::PIPELINE)).await;
         let mut places: Vec<usize> = (0..expected.columns.len()).collect();
         places.retain(|&place| expected.columns[place].is_readable_by(judge.engine()));
+        if places.is_empty() {
+            continue;
+        }
         if expected.overflows {
             places.push(expected.columns.len());
         }

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Reads an Iceberg table with one independent engine and prints its rows as canonical text (see canonical.py).
 
-    judge.py --engine duckdb|chdb|sail|pyiceberg --metadata FILE [--snapshot ID] [--columns A,B]
+    judge.py --engine duckdb|chdb|sail|pyiceberg|spark|trino-406|trino-483
+             --metadata FILE [--snapshot ID] [--columns A,B]
              (--rows [--order-by A,B] | --count | --sql 'SELECT … FROM t')
     judge.py --engine ENGINE --serve
 
@@ -11,7 +12,10 @@ the current one.
 --serve answers many questions without paying the engine's start again. After a first line {"engine", "version",
 "folds"}, each input line {"do": "rows"|"count"|"sql", "metadata", "snapshot", "columns", "order_by", "sql"} gets one
 line {"rows": [line, …]} or {"error": text}. {"do": "locate", "database", "table"} tells the metadata file of a table in
-the SQLite catalog. It ends at the end of its input.
+the SQLite catalog. {"do": "compact", "database", "table"} is for Spark alone, and writes: as somebody else's engine it
+compacts a table of that catalog, and answers what it rewrote. It ends at the end of its input.
+
+The last three engines are of the long tier and stand in spark.py and trino.py, with what they need.
 
 Known bugs of readers are listed in FOLDS and nowhere hidden: an answer is exactly what the engine said, except that
 values which the engine is known to confuse are folded into one. The other side of a comparison is folded likewise.
@@ -29,6 +33,9 @@ import tempfile
 from pathlib import Path
 
 import canonical
+import trino
+from spark import Spark
+from trino import Trino
 
 # Engine → the folds of canonical.py, each with the bug behind it.
 FOLDS = {
@@ -45,6 +52,9 @@ FOLDS = {
     ],
     "duckdb": [],
     "sail": [],
+    "spark": [],
+    "trino-406": [],
+    "trino-483": [],
 }
 
 # Not folded, an error: chdb refuses dates before 0000-01-01 and after 9999-12-31.
@@ -149,7 +159,15 @@ class PyIceberg:
         return table.scan(snapshot_id=snapshot, selected_fields=tuple(columns or ["*"]))
 
 
-ENGINES = {"duckdb": DuckDb, "chdb": ClickHouse, "sail": Sail, "pyiceberg": PyIceberg}
+ENGINES = {
+    "duckdb": DuckDb,
+    "chdb": ClickHouse,
+    "sail": Sail,
+    "pyiceberg": PyIceberg,
+    "spark": Spark,
+    "trino-406": lambda: Trino(406),
+    "trino-483": lambda: Trino(483),
+}
 
 
 class Judge:
@@ -160,6 +178,8 @@ class Judge:
     def answer(self, request):
         if request["do"] == "locate":
             return locate(request["database"], request["table"])
+        if request["do"] == "compact":
+            return self.engine.compact(request["database"], request["table"])
         metadata = re.sub("^file://(?=/)|^file:(?=/)", "", request["metadata"])
         snapshot = int(request["snapshot"]) if request.get("snapshot") else None
         do = request["do"]
@@ -179,17 +199,24 @@ class Judge:
         unknown = [name for name in [*columns, *(order_by or [])] if name not in types]
         if unknown:
             raise ValueError(f"no such column: {', '.join(unknown)}; there are {', '.join(types)}")
-        read = columns + [name for name in order_by or [] if name not in columns]
+        if isinstance(self.engine, Trino):
+            query = f"SELECT {self.quote(columns)} FROM t" + (f" ORDER BY {self.quote(order_by)}" if order_by else "")
+            values, _ = self.engine.query(metadata, snapshot, query)
+            rows = trino.lines(values, [types[name] for name in columns])
+        else:
+            table = self.table(metadata, snapshot, columns, order_by or [], types)
+            rows = canonical.lines(table, [(name, types[name]) for name in columns])
+        rows = canonical.fold(rows, FOLDS[self.name])
+        return rows if order_by else sorted(rows)
+
+    def table(self, metadata, snapshot, columns, order_by, types):
+        read = columns + [name for name in order_by if name not in columns]
         if self.name == "pyiceberg":
             table = self.engine.scan(metadata, snapshot, read).to_arrow()
         else:
-            table = self.engine.query(metadata, snapshot, f"SELECT {', '.join(map(self.quote, read))} FROM t")
+            table = self.engine.query(metadata, snapshot, f"SELECT {self.quote(read)} FROM t")
             table = with_times(table, types)
-        if order_by:
-            table = table.sort_by([(name, "ascending") for name in order_by])
-        rows = canonical.lines(table, [(name, types[name]) for name in columns])
-        rows = canonical.fold(rows, FOLDS[self.name])
-        return rows if order_by else sorted(rows)
+        return table.sort_by([(name, "ascending") for name in order_by]) if order_by else table
 
     def count(self, metadata, snapshot):
         if self.name == "pyiceberg":
@@ -199,13 +226,17 @@ class Judge:
     def sql(self, metadata, snapshot, sql):
         if self.name == "pyiceberg":
             raise ValueError("pyiceberg has no SQL")
-        table = self.engine.query(metadata, snapshot, sql)
-        rows = canonical.lines(table, [(field.name, canonical.iceberg_type(field.type)) for field in table.schema])
+        if isinstance(self.engine, Trino):
+            values, columns = self.engine.query(metadata, snapshot, sql)
+            rows = trino.lines(values, [trino.iceberg_type(kind) for _, kind in columns])
+        else:
+            table = self.engine.query(metadata, snapshot, sql)
+            rows = canonical.lines(table, [(field.name, canonical.iceberg_type(field.type)) for field in table.schema])
         return canonical.fold(rows, FOLDS[self.name])
 
-    def quote(self, name):
-        mark = '"' if self.name == "duckdb" else "`"
-        return mark + name.replace(mark, mark * 2) + mark
+    def quote(self, names):
+        mark = '"' if self.name == "duckdb" or isinstance(self.engine, Trino) else "`"
+        return ", ".join(mark + name.replace(mark, mark * 2) + mark for name in names)
 
     def serve(self):
         send({"engine": self.name, "version": self.engine.version, "folds": FOLDS[self.name]})

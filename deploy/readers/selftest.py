@@ -9,6 +9,7 @@ Not here: anything about the product.
 import datetime
 import decimal
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,12 +47,22 @@ HERE = Path(__file__).parent
 UTC = datetime.timezone.utc
 D = decimal.Decimal
 
+ALWAYS = ("duckdb", "chdb", "sail", "pyiceberg")
+# Those of the long tier, when deploy/test has found them.
+HOMES = {"spark": "LAKEHOUSE_SPARK", "trino-406": "LAKEHOUSE_TRINO_406", "trino-483": "LAKEHOUSE_TRINO_483"}
+ENGINES = (*ALWAYS, *(engine for engine, home in HOMES.items() if home in os.environ))
+
+
+def judge(engine):
+    python = f"{os.environ['LAKEHOUSE_SPARK']}/python/bin/python" if engine == "spark" else sys.executable
+    return [python, str(HERE / "judge.py"), "--engine", engine]
+
 
 class Served:
     """One judge process in server mode."""
 
     def __init__(self, engine):
-        command = [sys.executable, str(HERE / "judge.py"), "--engine", engine, "--serve"]
+        command = [*judge(engine), "--serve"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.greeting = json.loads(self.process.stdout.readline())
 
@@ -78,7 +89,7 @@ class JudgesTest(unittest.TestCase):
         cls.addClassCleanup(cls.catalog.close)
         cls.catalog.create_namespace("ns")
         cls.judges = {}
-        for engine in ("duckdb", "chdb", "sail", "pyiceberg"):
+        for engine in ENGINES:
             cls.judges[engine] = Served(engine)
             cls.addClassCleanup(cls.judges[engine].close)
 
@@ -91,13 +102,14 @@ class JudgesTest(unittest.TestCase):
             table.append(pa.Table.from_pylist(batch, schema=table.schema().as_arrow()))
         return table
 
-    def check(self, metadata, expected, engines=("duckdb", "chdb", "sail", "pyiceberg"), **request):
+    def check(self, metadata, expected, but=(), **request):
+        """Every engine gives these rows, but for those that are known to refuse them: they are not asked."""
         expected = [canonical.line(row) for row in expected]
-        for engine in engines:
+        for engine in [engine for engine in ENGINES if engine not in but]:
             with self.subTest(engine=engine):
-                judge = self.judges[engine]
-                answer = judge.ask(metadata, **request)
-                folded = canonical.fold(expected, judge.greeting["folds"])
+                served = self.judges[engine]
+                answer = served.ask(metadata, **request)
+                folded = canonical.fold(expected, served.greeting["folds"])
                 self.assertEqual(answer.get("rows"), folded, answer.get("error"))
 
     def test_every_primitive_type_has_one_text(self):
@@ -153,6 +165,8 @@ class JudgesTest(unittest.TestCase):
                 ["4", None, None, "1.401298464324817e-45", "5e-324", *nothing],
                 ["5", None, None, "16777216.0", "1e+16", *nothing],
             ],
+            # Spark knows no time of day, this Trino no fixed.
+            but=["spark", "trino-406"],
         )  # fmt: skip
 
     def test_dates_and_times_reach_beyond_four_digit_years(self):
@@ -163,7 +177,7 @@ class JudgesTest(unittest.TestCase):
         stamps = ["-4713-11-24T00:00:00.000000", "+294247-01-02T00:00:00.000000", "1970-01-01T00:00:00.000000"]
         days = ["-0044-01-06", "+5874897-01-01", "1970-01-01"]
         metadata = table.metadata_location
-        self.check(metadata, [*zip("123", days, stamps)], engines=("duckdb", "sail", "pyiceberg"))
+        self.check(metadata, [*zip("123", days, stamps)], but=["chdb"])
         self.check(metadata, [*zip("123", stamps)], columns=["id", "ts"])
 
     def test_nested_types_keep_their_nulls(self):
@@ -225,13 +239,14 @@ class JudgesTest(unittest.TestCase):
 
     def test_a_table_without_snapshots_has_no_rows(self):
         table = self.table("empty", ("id", LongType()), ("l", ListType(1, LongType(), element_required=False)))
-        self.check(table.metadata_location, [])
-        self.check(table.metadata_location, [["0"]], do="count")
+        # This Trino wants a current snapshot of -1, where PyIceberg writes none.
+        self.check(table.metadata_location, [], but=["trino-406"])
+        self.check(table.metadata_location, [["0"]], but=["trino-406"], do="count")
 
     def test_sql_sees_the_table_as_t(self):
         table = self.table("queried", ("id", LongType()), rows=[[{"id": n} for n in range(10)]])
         sql = "SELECT count(*) AS n, max(id) AS m FROM t WHERE id < 5"
-        self.check(table.metadata_location, [["5", "4"]], engines=("duckdb", "chdb", "sail"), do="sql", sql=sql)
+        self.check(table.metadata_location, [["5", "4"]], but=["pyiceberg"], do="sql", sql=sql)
         self.assertIn("no SQL", self.judges["pyiceberg"].ask(table.metadata_location, do="sql", sql=sql)["error"])
 
     def test_rows_come_in_the_order_that_was_asked_for(self):
@@ -242,10 +257,10 @@ class JudgesTest(unittest.TestCase):
 
     def test_a_bad_question_is_answered_and_the_next_one_too(self):
         table = self.table("robust", ("id", LongType()), rows=[[{"id": 1}]])
-        for judge in self.judges.values():
-            self.assertIn("error", judge.ask(table.metadata_location, columns=["absent"]))
-            self.assertIn("error", judge.ask("/nowhere/metadata/x.metadata.json"))
-            self.assertIn("error", judge.ask(table.metadata_location, snapshot="1"))
+        for served in self.judges.values():
+            self.assertIn("error", served.ask(table.metadata_location, columns=["absent"]))
+            self.assertIn("error", served.ask("/nowhere/metadata/x.metadata.json"))
+            self.assertIn("error", served.ask(table.metadata_location, snapshot="1"))
         self.check(table.metadata_location, [["1"]])
 
     def test_a_foreign_engine_lists_deletes_rewrites_and_appends(self):
@@ -266,6 +281,28 @@ class JudgesTest(unittest.TestCase):
         self.assertEqual(len(table["snapshots"]), 5)
         self.assertEqual(table["properties"]["write.metadata.metrics.default"], "none")
 
+    def test_a_foreign_replace_keeps_the_rows_unless_it_is_told_not_to(self):
+        rows = [[{"id": n} for n in part] for part in ((1, 2), (3, 4, 5), (6, 7))]
+        table = self.table("replaced", ("id", LongType()), rows=rows)
+        replaced = self.foreign("replace", "--table", "ns.replaced", "--files", "2")
+        self.check(replaced["metadata_location"], [[str(n)] for n in range(1, 8)])
+        table = self.catalog.load_table("ns.replaced")
+        self.assertEqual(table.current_snapshot().summary.operation.value, "replace")
+        self.assertEqual(len([*table.scan().plan_files()]), 2)
+        for wrong, count, distinct in (("exchanged", 7, 6), ("lost", 6, 5), ("doubled", 7, 5)):
+            self.foreign("replace", "--table", "ns.replaced", "--wrong", wrong)
+            found = self.catalog.load_table("ns.replaced").scan().to_arrow()["id"].to_pylist()
+            self.assertEqual((len(found), len({*found})), (count, distinct), wrong)
+
+    @unittest.skipUnless("spark" in ENGINES, "only in deploy/test --long")
+    def test_spark_compacts_a_table_of_the_catalog(self):
+        table = self.table("compacted", ("id", LongType()), rows=[[{"id": 1}, {"id": 2}], [{"id": 3}]])
+        answer = self.judges["spark"].ask(None, do="compact", database=self.database, table="ns.compacted")
+        self.assertEqual(answer["rows"][:2], ["2", "1"], answer)
+        table = self.catalog.load_table("ns.compacted")
+        self.assertEqual(table.current_snapshot().summary.operation.value, "replace")
+        self.check(table.metadata_location, [["1"], ["2"], ["3"]])
+
     def foreign(self, *arguments, given=""):
         command = [sys.executable, str(HERE / "catalog.py"), "--database", self.database, *arguments]
         done = subprocess.run(command, input=given, capture_output=True, text=True)
@@ -275,8 +312,8 @@ class JudgesTest(unittest.TestCase):
     def test_the_command_line_prints_lines(self):
         table = self.table("printed", ("id", LongType()), rows=[[{"id": 1}, {"id": 2}]])
         for engine in self.judges:
-            command = [sys.executable, str(HERE / "judge.py"), "--engine", engine, "--rows"]
-            done = subprocess.run([*command, "--metadata", table.metadata_location], capture_output=True, text=True)
+            command = [*judge(engine), "--rows", "--metadata", table.metadata_location]
+            done = subprocess.run(command, capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stdout), (0, '["1"]\n["2"]\n'), done.stderr)
 
     def test_a_year_is_text_as_python_writes_it(self):

@@ -75,9 +75,12 @@ impl Books {
         self.snapshots(site, table).await.iter().map(range).collect()
     }
 
-    async fn snapshots(&mut self, site: &Site, table: &str) -> Vec<Value> {
+    /// The metadata file's snapshots of a table, in the order in which they were committed.
+    pub(crate) async fn snapshots(&mut self, site: &Site, table: &str) -> Vec<Value> {
         let metadata = self.judge.metadata(&site.database(), table).await;
-        let path = metadata.strip_prefix("file://").unwrap_or(&metadata);
+        // Spark says file:/path where others say file:///path.
+        let path = metadata.strip_prefix("file:").unwrap_or(&metadata);
+        let path = path.strip_prefix("//").unwrap_or(path);
         let text = fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let metadata: Value = serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
         let mut snapshots = metadata["snapshots"].as_array().cloned().unwrap_or_default();

@@ -23,6 +23,9 @@ use crate::storage::{Storage, same_file};
 /// Field ids that the Iceberg spec reserves for position deletes.
 const FILE_PATH_ID: i32 = 2_147_483_546;
 const POS_ID: i32 = 2_147_483_545;
+/// Rows that are written at once. Each carries the path: those of a whole data file would outgrow the memory, and at last
+/// what a column of strings can hold.
+const PART: usize = 8_192;
 
 /// The data file that a delete file speaks of.
 #[derive(Clone, Debug)]
@@ -41,14 +44,17 @@ pub fn write_delete_file(
 ) -> Result<NewFile, Problem> {
     let failed = |error: parquet::errors::ParquetError| parquet_problem(location, &error);
     let rows = usize::try_from(positions.len()).expect("row numbers have 32 bits");
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(std::iter::repeat_n(data.path, rows)));
-    let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(positions.iter().map(i64::from)));
-    let batch = RecordBatch::try_new(Arc::clone(&SCHEMA), vec![paths, numbers]).expect("columns fit the schema above");
-
     let sink: BufWriter<File> = BufWriter::new(storage.create(location)?);
     let options = ArrowWriterOptions::new().with_properties(properties()).with_skip_arrow_metadata(true);
     let mut writer = ArrowWriter::try_new_with_options(sink, Arc::clone(&SCHEMA), options).map_err(failed)?;
-    writer.write(&batch).map_err(failed)?;
+    let mut rest = positions.iter().map(i64::from);
+    for part in (0..rows).step_by(PART).map(|first| PART.min(rows - first)) {
+        let paths: ArrayRef = Arc::new(StringArray::from_iter_values(std::iter::repeat_n(data.path, part)));
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(rest.by_ref().take(part)));
+        let batch =
+            RecordBatch::try_new(Arc::clone(&SCHEMA), vec![paths, numbers]).expect("columns fit the schema below");
+        writer.write(&batch).map_err(failed)?;
+    }
     writer.finish().map_err(failed)?;
 
     let (first, last) = positions.min().zip(positions.max()).expect("a delete file names at least one row");
@@ -144,5 +150,18 @@ mod tests {
         assert_eq!(read("file:///w/data.parquet"), positions);
         assert_eq!(read("file:/w/data.parquet"), positions);
         assert!(read("file:///w/other.parquet").is_empty());
+    }
+
+    #[test]
+    fn paths_of_all_rows_together_may_exceed_two_gigabytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = location_of(&folder.path().join("d.parquet"));
+        let path = format!("file:///w/{}.parquet", "d".repeat(4_000));
+        let rows = u32::try_from((1 << 31) / path.len() + 1).unwrap();
+        let positions: RoaringBitmap = (0..rows).collect();
+        let data = DeletedFrom { path: &path, partition: &Struct::empty(), spec_id: 0 };
+        let written = write_delete_file(&Storage::local(), &location, &data, &positions).unwrap();
+        assert_eq!(written.file.record_count(), u64::from(rows));
+        assert_eq!(read_delete_file(&Storage::local(), &location, &path).unwrap(), positions);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -24,6 +25,11 @@ pub enum Engine {
     Chdb,
     Sail,
     PyIceberg,
+    /// With Iceberg's own runtime, the reference implementation.
+    Spark,
+    /// The strictest of Athena's family.
+    Trino406,
+    Trino483,
 }
 
 /// One engine in its own process, started once and asked often.
@@ -33,12 +39,48 @@ pub struct Judge {
     folds: Vec<Fold>,
     input: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
+    /// Killed when dropped, and with it a server of its own.
     process: Child,
+    /// What it leaves behind, as it is never asked to end.
+    _folder: TempDir,
 }
 
 impl Engine {
-    /// Every engine: the judges of end-to-end tests.
+    /// The engines of every run: the judges of end-to-end tests.
     pub const ALL: [Self; 4] = [Self::Sail, Self::DuckDb, Self::Chdb, Self::PyIceberg];
+    /// The engines that need Java, for `deploy/test --long`.
+    pub const LONG: [Self; 3] = [Self::Spark, Self::Trino406, Self::Trino483];
+
+    /// The engines of every run, and those of the long one that can be had; the others are said to be skipped.
+    #[must_use]
+    pub fn at_hand() -> Vec<Self> {
+        Self::ALL.into_iter().chain(Self::LONG.into_iter().filter(|engine| engine.is_at_hand())).collect()
+    }
+
+    /// Whether it runs here; if not, a line says that it is skipped.
+    #[must_use]
+    pub fn is_at_hand(self) -> bool {
+        let Some(variable) = self.home() else { return true };
+        let reason = if std::env::var_os("LAKEHOUSE_LONG").is_none() {
+            "only in deploy/test --long"
+        } else if std::env::var_os(variable).is_none() {
+            "deploy/test --long has not found what it needs"
+        } else {
+            return true;
+        };
+        println!("SKIP {}: {reason}", self.name());
+        false
+    }
+
+    /// The variable with the folder of an engine of the long tier.
+    fn home(self) -> Option<&'static str> {
+        match self {
+            Self::Spark => Some("LAKEHOUSE_SPARK"),
+            Self::Trino406 => Some("LAKEHOUSE_TRINO_406"),
+            Self::Trino483 => Some("LAKEHOUSE_TRINO_483"),
+            Self::DuckDb | Self::Chdb | Self::Sail | Self::PyIceberg => None,
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -46,22 +88,26 @@ impl Engine {
             Self::Chdb => "chdb",
             Self::Sail => "sail",
             Self::PyIceberg => "pyiceberg",
+            Self::Spark => "spark",
+            Self::Trino406 => "trino-406",
+            Self::Trino483 => "trino-483",
         }
     }
 }
 
 impl Judge {
-    /// Starts the engine; about a second.
+    /// Starts the engine; about a second, for those of the long tier some ten.
     ///
     /// # Panics
     /// When the readers are not installed or the engine does not start.
     pub async fn start(engine: Engine) -> Self {
-        let mut command = python("judge.py");
-        command.args(["--engine", engine.name(), "--serve"]);
+        let mut command = python(engine, "judge.py");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        command.args(["--engine", engine.name(), "--serve"]).env("TMPDIR", folder.path());
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the judge");
         let input = process.stdin.take().expect("piped");
         let answers = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let mut judge = Self { engine, folds: Vec::new(), input, answers, process };
+        let mut judge = Self { engine, folds: Vec::new(), input, answers, process, _folder: folder };
         let greeting = judge.answer().await;
         judge.folds = Vec::deserialize(&greeting["folds"]).unwrap_or_else(|error| panic!("{greeting}: {error}"));
         judge
@@ -121,6 +167,15 @@ impl Judge {
     pub async fn sql(&mut self, metadata: &str, snapshot: Option<i64>, query: &str) -> Vec<String> {
         let snapshot = snapshot.map(|id| id.to_string());
         self.must(json!({"do": "sql", "metadata": metadata, "snapshot": snapshot, "sql": query})).await
+    }
+
+    /// Rewrites the data files of `namespace.table` in the SQLite catalog into as few as possible, as somebody else's
+    /// engine. Spark only.
+    ///
+    /// # Panics
+    /// When the engine refuses; [`Judge::ask`] returns its error.
+    pub async fn compact(&mut self, database: &Path, table: &str) {
+        self.must(json!({"do": "compact", "database": database, "table": table})).await;
     }
 
     /// The current metadata file of `namespace.table` in the SQLite catalog, read with nobody's library.
@@ -196,13 +251,19 @@ impl ForeignEngine {
         self.run(&["rewrite", "--table", table], "").await
     }
 
+    /// Rewrites all live rows into a new file as a compaction does: in a replace commit, which promises to keep them.
+    /// `choice` adds catalog.py's `--files` or `--wrong`.
+    pub async fn replace(&self, table: &str, choice: &[&str]) -> Value {
+        self.run(&[&["replace", "--table", table], choice].concat(), "").await
+    }
+
     /// Appends rows, given as JSON objects, one a line.
     pub async fn append(&self, table: &str, rows: &str) -> Value {
         self.run(&["append", "--table", table, "--rows", "-"], rows).await
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Value {
-        let mut command = python("catalog.py");
+        let mut command = python(Engine::PyIceberg, "catalog.py");
         command.arg("--database").arg(&self.database).args(arguments);
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = pipes.spawn().expect("start PyIceberg");
@@ -215,11 +276,15 @@ impl ForeignEngine {
     }
 }
 
-/// A program of `deploy/readers`, run by the virtual environment's interpreter.
-fn python(program: &str) -> Command {
-    let interpreter = std::env::var_os("LAKEHOUSE_READERS").expect(
-        "LAKEHOUSE_READERS is not set: run deploy/test, which installs the readers and sets it to their python",
-    );
+/// A program of `deploy/readers`, run by the interpreter of the virtual environment that the engine is in.
+fn python(engine: Engine, program: &str) -> Command {
+    let interpreter = match std::env::var_os("LAKEHOUSE_SPARK") {
+        // Its library and Sail's client for it exclude each other.
+        Some(home) if engine == Engine::Spark => Path::new(&home).join("python/bin/python").into_os_string(),
+        _ => std::env::var_os("LAKEHOUSE_READERS").expect(
+            "LAKEHOUSE_READERS is not set: run deploy/test, which installs the readers and sets it to their python",
+        ),
+    };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/readers");
     let mut command = Command::new(interpreter);
     // -B: no compiled files beside the sources.
@@ -259,7 +324,7 @@ catalog.create_table("ns.t", rows.schema).append(rows)
         foreign.append("ns.t", r#"{"id": 4, "l": [null]}"#).await;
         let old: [String; 3] = [r#"["1",["a"]]"#, r#"["2",[]]"#, r#"["3",null]"#].map(str::to_owned);
         let new: [String; 3] = [r#"["2",[]]"#, r#"["3",null]"#, r#"["4",[null]]"#].map(str::to_owned);
-        for engine in Engine::ALL {
+        for engine in Engine::at_hand() {
             let mut judge = Judge::start(engine).await;
             let metadata = judge.metadata(&database, "ns.t").await;
             judge.assert_rows(&metadata, None, &[], &new).await;
