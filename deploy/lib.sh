@@ -132,6 +132,58 @@ need_readers() {
     export LAKEHOUSE_READERS=$venv_python
 }
 
+# Servers that stand in for Amazon's; tests find their interpreters through the variables.
+need_emulators() {
+    local venv_python
+    need_venv ministack "$repo/deploy/emulators/requirements-ministack.txt"
+    export LAKEHOUSE_MINISTACK=$venv_python
+    need_venv moto "$repo/deploy/emulators/requirements-moto.txt"
+    export LAKEHOUSE_MOTO=$venv_python
+}
+
+# Iceberg's own REST catalog: a folder with its jars, our main class and, as `java`, the JDK. Tests find it through
+# LAKEHOUSE_REST_CATALOG. Where Java or Maven cannot be had it is skipped, with the reason.
+need_rest_catalog() {
+    local source=$repo/deploy/emulators/rest-catalog home log=$scratch/rest-catalog.log
+    home=$cache/rest-catalog-$(cat "$source"/* | sha256sum | cut -c 1-12)
+    # A subshell, so that whatever is missing ends no more than this.
+    if (install_rest_catalog "$source" "$home") >"$log" 2>&1; then
+        export LAKEHOUSE_REST_CATALOG=$home
+    else
+        cat "$log" >&2
+        echo "SKIP rest-catalog: $(grep -v '^ *$' "$log" | tail -n 1)"
+    fi
+}
+
+install_rest_catalog() {
+    local source=$1 home=$2 java_home
+    [ -e "$home/complete" ] && return
+    command -v mvn >/dev/null || need_packages 'Maven' maven
+    find_java17 || need_packages 'a JDK 17' openjdk-17-jdk-headless
+    find_java17 || die 'no JDK 17 in JAVA_HOME or /usr/lib/jvm'
+    mkdir -p "$cache"
+    exec 9>"$home.lock"
+    flock 9
+    [ -e "$home/complete" ] && return
+    rm -rf "$home"
+    mkdir -p "$home"
+    ln -s "$java_home" "$home/java"
+    JAVA_HOME=$java_home mvn --quiet --batch-mode -Dmaven.repo.local="$cache/maven" -f "$source/pom.xml" \
+        org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies -DoutputDirectory="$home/jars" ||
+        die "Maven could not fetch what $source/pom.xml lists"
+    "$java_home/bin/javac" -cp "$home/jars/*" -d "$home/classes" "$source/LoopbackRestCatalog.java" ||
+        die 'javac could not compile LoopbackRestCatalog.java'
+    touch "$home/complete"
+}
+
+# A JDK 17; its folder is then in $java_home.
+find_java17() {
+    for java_home in "${JAVA_HOME:-}" /usr/lib/jvm/*; do
+        [ -x "$java_home/bin/javac" ] && grep -qs '^JAVA_VERSION="17[.]' "$java_home/release" && return
+    done
+    return 1
+}
+
 # cargo-deny, built without optimisation of what nobody waits for; its program is then in $cargo_deny.
 need_cargo_deny() {
     local root=$cache/cargo-deny-$cargo_deny_version
