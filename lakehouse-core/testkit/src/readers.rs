@@ -216,7 +216,7 @@ impl ForeignEngine {
 }
 
 /// A program of `deploy/readers`, run by the virtual environment's interpreter.
-fn python(program: &str) -> Command {
+pub(crate) fn python(program: &str) -> Command {
     let interpreter = std::env::var_os("LAKEHOUSE_READERS").expect(
         "LAKEHOUSE_READERS is not set: run deploy/test, which installs the readers and sets it to their python",
     );
