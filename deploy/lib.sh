@@ -116,7 +116,7 @@ need_venv() {
     exec 9>"$venv.lock"
     flock 9
     if [ ! -e "$venv/complete" ]; then
-        say "installing $name into $venv (once, about 1 GB and a minute)"
+        say "installing $name into $venv (once, a minute or more)"
         rm -rf "$venv"
         python3 -m venv "$venv"
         "$venv_python" -m pip install --quiet --no-compile -r "$requirements" || die "pip could not install $requirements"

@@ -30,8 +30,8 @@ impl Ministack {
         let process = Process::start("ministack", |port, _| {
             let mut command = Command::new(&python);
             command.args(["-m", "ministack"]).env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string());
-            // It would look for Docker otherwise.
-            command.env("DOCKER_HOST", "unix:///nonexistent");
+            // It would look for Docker, and offer files to all the world, otherwise.
+            command.env("DOCKER_HOST", "unix:///nonexistent").env("SFTP_ENABLED", "0");
             command
         });
         Self { process: process.await }
@@ -103,15 +103,21 @@ pub enum Warehouse {
 }
 
 impl RestCatalog {
-    /// Starts it, about a second; `None` where Java cannot be had, which the test says by a line `SKIP`.
+    /// As [`RestCatalog::start`], and where there is none, a line that says which test is skipped.
+    pub async fn start_or_skip(test: &str, warehouse: &Warehouse) -> Option<Self> {
+        let catalog = Self::start(warehouse).await;
+        if catalog.is_none() {
+            println!("SKIP {test}: Iceberg's REST catalog is not installed (LAKEHOUSE_REST_CATALOG)");
+        }
+        catalog
+    }
+
+    /// Starts it, about a second; `None` where `deploy/test` could not install it, because there is no Java.
     ///
     /// # Panics
     /// When it does not start, with its log.
-    pub async fn start_or_skip(test: &str, warehouse: &Warehouse) -> Option<Self> {
-        let Some(home) = std::env::var_os("LAKEHOUSE_REST_CATALOG").map(PathBuf::from) else {
-            println!("SKIP {test}: Iceberg's REST catalog is not installed (LAKEHOUSE_REST_CATALOG)");
-            return None;
-        };
+    pub async fn start(warehouse: &Warehouse) -> Option<Self> {
+        let home = PathBuf::from(std::env::var_os("LAKEHOUSE_REST_CATALOG")?);
         let process = Process::start("rest-catalog", |port, dir| {
             let mut command = Command::new(home.join("java/bin/java"));
             let classes = format!("{0}/classes:{0}/jars/*", home.display());

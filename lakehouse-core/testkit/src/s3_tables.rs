@@ -9,17 +9,18 @@
 //! - a metadata file lies in the table's own warehouse, ends in `.metadata.json`, exists and has at most 50 MB;
 //! - tables begin without metadata; names are checked; each table has a warehouse of its own;
 //! - objects of tables can be neither listed nor deleted;
-//! - managed compaction and snapshot management are on until they are switched off, and compaction commits by the same
-//!   swap, when the test says so ([`S3Tables::compact`]);
+//! - managed compaction and snapshot management are on until they are switched off, and run, by the same swap, when the
+//!   test says so ([`S3Tables::compact`], [`S3Tables::expire`]);
 //! - REST: `stage-create` present and false, `purgeRequested=true`, one level of namespaces, no transactions or views.
 //!
 //! What is a guess, because nobody has published it: that the metadata file must exist, that REST asserts all kinds of
 //! requirement, what an answer after a late update looks like. What it does not do: check signatures (it checks that
-//! native calls are signed for `s3tables`), permissions, unreferenced-file removal, expiry of snapshots.
+//! native calls are signed for `s3tables`), permissions, removal of unreferenced files.
 //!
 //! The REST side applies updates with the `iceberg` crate, which the product uses too: it judges no metadata.
 
 mod compaction;
+mod expiry;
 mod front;
 mod habits;
 mod lake;
@@ -32,6 +33,7 @@ mod service;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -44,6 +46,7 @@ use crate::objects::Objects;
 use crate::wire;
 
 pub use compaction::Compaction;
+pub use expiry::Expiry;
 pub use habits::Habits;
 pub use lake::{Committer, Swap, TableId};
 use service::Service;
@@ -131,6 +134,16 @@ impl S3Tables {
     /// When there is no such table, or the readers (PyIceberg does the work) are not installed.
     pub async fn compact(&self, table: &TableId) -> Compaction {
         compaction::run(&self.service, &self.rest_uri(), table).await
+    }
+
+    /// One run of managed snapshot management, as if so much time had passed.
+    ///
+    /// # Panics
+    /// When the simulator itself fails.
+    pub async fn expire(&self, table: &TableId, later: Duration) -> Expiry {
+        let (service, table) = (Arc::clone(&self.service), table.clone());
+        let run = self.service.runtime.spawn(async move { expiry::run(&service, &table, later).await });
+        run.await.expect("the run does not panic")
     }
 
     /// What clients have sent to the two catalog addresses since the start or the last [`S3Tables::reset_requests`].

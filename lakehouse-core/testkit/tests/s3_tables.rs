@@ -13,7 +13,7 @@ use serde_json::json;
 use testkit::emulators::Ministack;
 use testkit::objects::Objects;
 use testkit::rest_engine::RestEngine;
-use testkit::s3_tables::{Committer, Compaction, S3Tables, TableId, client};
+use testkit::s3_tables::{Committer, Compaction, Expiry, S3Tables, TableId, client};
 
 struct World {
     tables: S3Tables,
@@ -365,6 +365,26 @@ async fn compaction_is_a_writer_like_any_other() {
     let put = world.client.put_table_maintenance_configuration().table_bucket_arn(&world.bucket).namespace("ns");
     put.name("t").r#type(TableMaintenanceType::IcebergCompaction).value(off).send().await.unwrap();
     assert_eq!(world.tables.compact(&id).await, Compaction::Disabled);
+}
+
+#[tokio::test]
+async fn old_snapshots_go_unless_somebody_retains_them() {
+    let world = World::start().await;
+    let engine = world.engine();
+    engine.create("ns.t").await.unwrap();
+    engine.append("ns.t", "{\"id\": 1, \"name\": \"a\"}").await.unwrap();
+    engine.append("ns.t", "{\"id\": 2, \"name\": \"b\"}").await.unwrap();
+    let (id, week) = (world.id("t"), Duration::from_secs(7 * 24 * 3_600));
+    assert_eq!(world.tables.expire(&id, Duration::ZERO).await, Expiry::Nothing);
+    let outcome = world.tables.expire(&id, week).await;
+    let Expiry::Committed { removed: 1, metadata } = &outcome else { panic!("{outcome:?}") };
+    assert_eq!(world.read("t").await.2.as_ref(), Some(metadata));
+    assert_eq!(engine.rows("ns.t").await.unwrap().len(), 2);
+
+    let off = TableMaintenanceConfigurationValue::builder().status(MaintenanceStatus::Disabled).build();
+    let put = world.client.put_table_maintenance_configuration().table_bucket_arn(&world.bucket).namespace("ns");
+    put.name("t").r#type(TableMaintenanceType::IcebergSnapshotManagement).value(off).send().await.unwrap();
+    assert_eq!(world.tables.expire(&id, week).await, Expiry::Disabled);
 }
 
 #[tokio::test]

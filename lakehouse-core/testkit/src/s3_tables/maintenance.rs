@@ -9,9 +9,12 @@ use super::refusal::Refusal;
 pub(super) struct Maintenance {
     compaction: Value,
     snapshot_management: Value,
-    /// The last run of compaction and its status.
-    last_compaction: Option<(String, Result<(), String>)>,
+    last_compaction: Option<Run>,
+    last_expiry: Option<Run>,
 }
+
+/// When a job ran last, and what went wrong.
+type Run = (String, Result<(), String>);
 
 /// Both jobs are on for every new table.
 impl Default for Maintenance {
@@ -26,6 +29,7 @@ impl Default for Maintenance {
                 "settings": {"icebergSnapshotManagement": {"minSnapshotsToKeep": 1, "maxSnapshotAgeHours": 120}},
             }),
             last_compaction: None,
+            last_expiry: None,
         }
     }
 }
@@ -68,22 +72,36 @@ impl Maintenance {
         Ok(())
     }
 
+    /// How many snapshots to keep and for how many hours, unless the job is off.
+    pub(super) fn expires(&self) -> Option<(usize, u64)> {
+        let settings = &self.snapshot_management["settings"]["icebergSnapshotManagement"];
+        let number = |name: &str| settings[name].as_u64().unwrap_or_default();
+        let kept = usize::try_from(number("minSnapshotsToKeep")).unwrap_or(usize::MAX);
+        (self.snapshot_management["status"] == "enabled").then(|| (kept, number("maxSnapshotAgeHours")))
+    }
+
     pub(super) fn compacted(&mut self, outcome: Result<(), String>) {
         self.last_compaction = Some((now(), outcome));
     }
 
+    pub(super) fn expired(&mut self, outcome: Result<(), String>) {
+        self.last_expiry = Some((now(), outcome));
+    }
+
     pub(super) fn job_status(&self) -> Value {
-        let compaction = match &self.last_compaction {
-            _ if !self.compacts() => json!({"status": "Disabled"}),
-            None => json!({"status": "Not_Yet_Run"}),
-            Some((at, Ok(()))) => json!({"status": "Successful", "lastRunTimestamp": at}),
-            Some((at, Err(why))) => json!({"status": "Failed", "lastRunTimestamp": at, "failureMessage": why}),
-        };
-        let managed = self.snapshot_management["status"] == "enabled";
         json!({
-            "icebergCompaction": compaction,
-            "icebergSnapshotManagement": {"status": if managed { "Not_Yet_Run" } else { "Disabled" }},
+            "icebergCompaction": status(self.compacts(), self.last_compaction.as_ref()),
+            "icebergSnapshotManagement": status(self.expires().is_some(), self.last_expiry.as_ref()),
             "icebergUnreferencedFileRemoval": {"status": "Not_Yet_Run"},
         })
+    }
+}
+
+fn status(enabled: bool, last: Option<&Run>) -> Value {
+    match last {
+        _ if !enabled => json!({"status": "Disabled"}),
+        None => json!({"status": "Not_Yet_Run"}),
+        Some((at, Ok(()))) => json!({"status": "Successful", "lastRunTimestamp": at}),
+        Some((at, Err(why))) => json!({"status": "Failed", "lastRunTimestamp": at, "failureMessage": why}),
     }
 }

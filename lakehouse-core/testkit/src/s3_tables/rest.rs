@@ -169,7 +169,7 @@ fn answer(location: &str, content: &[u8]) -> Response {
     }
 }
 
-async fn read(service: &Service, shown: &Shown) -> Result<(String, Bytes), Refusal> {
+pub(super) async fn read(service: &Service, shown: &Shown) -> Result<(String, Bytes), Refusal> {
     // Created, but nobody has written it yet: there is nothing to load.
     let location = shown.pointer.metadata.clone().ok_or_else(|| Refusal::not_found("table"))?;
     let content = objects::get(&service.client, &location).await.map_err(Refusal::internal)?;
@@ -246,7 +246,7 @@ async fn commit(
 }
 
 /// The metadata after a commit, if all that it requires holds.
-fn apply(location: &str, content: &[u8], request: CommitTableRequest) -> Result<TableMetadata, Refusal> {
+pub(super) fn apply(location: &str, content: &[u8], request: CommitTableRequest) -> Result<TableMetadata, Refusal> {
     let current: TableMetadata =
         serde_json::from_slice(content).map_err(|error| Refusal::bad_request(format!("{location}: {error}")))?;
     for requirement in &request.requirements {
@@ -260,7 +260,7 @@ fn apply(location: &str, content: &[u8], request: CommitTableRequest) -> Result<
 }
 
 /// Writes a metadata file whose number follows the previous one's.
-async fn write(
+pub(super) async fn write(
     service: &Service,
     warehouse: &str,
     previous: Option<&str>,

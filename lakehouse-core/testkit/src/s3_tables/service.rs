@@ -25,7 +25,8 @@ pub(super) struct Service {
     habits: Mutex<Habits>,
     requests: Mutex<Requests>,
     late: AtomicUsize,
-    runtime: Handle,
+    /// The connections of `client` live there, so everything that uses it runs there.
+    pub(super) runtime: Handle,
 }
 
 /// What a read of a table's pointer shows.
