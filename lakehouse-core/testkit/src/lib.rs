@@ -9,6 +9,7 @@ pub mod canonical;
 pub mod emulators;
 pub mod fault_proxy;
 mod host;
+pub mod http;
 pub mod lakehouse;
 pub mod objects;
 pub mod oracle;

@@ -38,13 +38,19 @@ pub(crate) enum Reply {
 }
 
 impl Message {
+    /// A request of our own.
+    pub(crate) fn request(method: &str, target: &str, headers: &[(&str, &str)], content: &[u8]) -> Self {
+        Self::made(&format!("{method} {target} HTTP/1.1"), headers, content)
+    }
+
     /// An answer of our own.
     pub(crate) fn answer(status: u16, headers: &[(&str, &str)], content: &[u8]) -> Self {
-        let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status));
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str(&format!("content-length: {}\r\n\r\n", content.len()));
+        Self::made(&format!("HTTP/1.1 {status} {}", reason(status)), headers, content)
+    }
+
+    fn made(first_line: &str, headers: &[(&str, &str)], content: &[u8]) -> Self {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("{first_line}\r\n{headers}content-length: {}\r\n\r\n", content.len());
         Self::whole(head.into_bytes(), content.to_vec())
     }
 
@@ -93,6 +99,11 @@ impl Message {
     /// How many bytes the content has, framing left out.
     pub(crate) fn content_length(&self) -> usize {
         self.content.iter().map(Range::len).sum()
+    }
+
+    /// The content, framing left out.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        self.content.iter().flat_map(|range| &self.body[range.clone()]).copied().collect()
     }
 
     /// Turns one bit of the content's middle byte; false when there is no content.

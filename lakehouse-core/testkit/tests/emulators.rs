@@ -9,6 +9,7 @@ use aws_sdk_s3tables::error::ProvideErrorMetadata;
 use aws_sdk_s3tables::types::OpenTableFormat;
 use serde_json::{Value, json};
 use testkit::emulators::{Ministack, Moto, RestCatalog, Warehouse};
+use testkit::http;
 use testkit::rest_engine::RestEngine;
 use testkit::s3_tables::client;
 
@@ -61,15 +62,12 @@ async fn the_rest_catalog_compares_what_is_required() {
     else {
         return;
     };
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let base = format!("{}/v1/namespaces", catalog.uri());
-    let post = async |path: &str, body: Value| {
-        let answer = http.post(format!("{base}{path}")).json(&body).send().await.unwrap();
-        (answer.status().as_u16(), answer.json::<Value>().await.unwrap_or_default())
-    };
-    assert_eq!(post("", json!({"namespace": ["ns"]})).await.0, 200);
+    let post =
+        async |path: &str, body: Value| http::send("POST", &format!("{base}{path}"), &body.to_string()).await.unwrap();
+    assert_eq!(post("", json!({"namespace": ["ns"]})).await.status, 200);
     let schema = json!({"type": "struct", "schema-id": 0, "fields": []});
-    assert_eq!(post("/ns/tables", json!({"name": "t", "schema": schema})).await.0, 200);
+    assert_eq!(post("/ns/tables", json!({"name": "t", "schema": schema})).await.status, 200);
     let mut head = Value::Null;
     for round in 1..=ROUNDS {
         let commits = (0..WRITERS).map(|writer| {
@@ -91,9 +89,9 @@ async fn the_rest_catalog_compares_what_is_required() {
             async move { (id, post("/ns/tables/t", body).await) }
         });
         let outcomes = futures::future::join_all(commits).await;
-        let winners: Vec<_> = outcomes.iter().filter(|(_, (status, _))| *status == 200).collect();
+        let winners: Vec<_> = outcomes.iter().filter(|(_, answer)| answer.status == 200).collect();
         let [(winner, _)] = winners[..] else { panic!("round {round}: {outcomes:?}") };
-        assert!(outcomes.iter().all(|(_, (status, _))| matches!(status, 200 | 409)), "{outcomes:?}");
+        assert!(outcomes.iter().all(|(_, answer)| matches!(answer.status, 200 | 409)), "{outcomes:?}");
         head = json!(winner);
     }
 }
