@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_s3tables::error::ProvideErrorMetadata;
 use aws_sdk_s3tables::types::OpenTableFormat;
@@ -20,12 +20,12 @@ const ROUNDS: usize = 10;
 async fn conditional_writes_of_ministack_have_one_winner() {
     let ministack = Ministack::start().await;
     let objects = ministack.objects();
-    objects.create_bucket("b").await;
+    objects.create_bucket("race").await;
     let s3 = objects.client();
     for round in 0..ROUNDS {
         let key = format!("k{round}");
         let puts = (0..WRITERS).map(|writer| {
-            let put = s3.put_object().bucket("b").key(&key).if_none_match("*");
+            let put = s3.put_object().bucket("race").key(&key).if_none_match("*");
             put.body(format!("{writer}").into_bytes().into()).send()
         });
         let winners = futures::future::join_all(puts).await.iter().filter(|outcome| outcome.is_ok()).count();
@@ -70,10 +70,12 @@ async fn the_rest_catalog_compares_what_is_required() {
     assert_eq!(post("/ns/tables", json!({"name": "t", "schema": schema})).await.status, 200);
     let mut head = Value::Null;
     for round in 1..=ROUNDS {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        let now = u64::try_from(now).unwrap();
         let commits = (0..WRITERS).map(|writer| {
             let id = round * 100 + writer;
             let mut snapshot = json!({
-                "snapshot-id": id, "sequence-number": round, "timestamp-ms": 4_000_000_000_000_u64 + id as u64,
+                "snapshot-id": id, "sequence-number": round, "timestamp-ms": now,
                 "manifest-list": "file:/none", "summary": {"operation": "append"}, "schema-id": 0,
             });
             if !head.is_null() {
