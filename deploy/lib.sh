@@ -123,7 +123,7 @@ need_venv() {
     exec 9>"$venv.lock"
     flock 9
     if [ ! -e "$venv/complete" ]; then
-        say "installing $name into $venv (once, about 1 GB and a minute)"
+        say "installing $name into $venv (once, a minute or more)"
         rm -rf "$venv"
         python3 -m venv "$venv"
         "$venv_python" -m pip install --quiet --no-compile -r "$requirements" || die "pip could not install $requirements"
@@ -139,6 +139,26 @@ need_readers() {
     export LAKEHOUSE_READERS=$venv_python
 }
 
+# Servers that stand in for Amazon's; tests find their interpreters through the variables.
+need_emulators() {
+    local venv_python
+    need_venv ministack "$repo/deploy/emulators/requirements-ministack.txt"
+    export LAKEHOUSE_MINISTACK=$venv_python
+    need_venv moto "$repo/deploy/emulators/requirements-moto.txt"
+    export LAKEHOUSE_MOTO=$venv_python
+}
+
+# Iceberg's own REST catalog, found through LAKEHOUSE_REST_CATALOG: a folder with its jars and our main class.
+need_rest_catalog() {
+    need_java_server LAKEHOUSE_REST_CATALOG 17 rest-catalog emulators/rest-catalog/pom.xml install_rest_catalog
+}
+
+install_rest_catalog() {
+    local home=$1 pom=$2
+    copy_jars "$pom" "$home/jars" &&
+        "$java_home/bin/javac" -cp "$home/jars/*" -d "$home/classes" "${pom%/*}/LoopbackRestCatalog.java"
+}
+
 # cargo-deny, built without optimisation of what nobody waits for; its program is then in $cargo_deny.
 need_cargo_deny() {
     local root=$cache/cargo-deny-$cargo_deny_version
@@ -150,22 +170,23 @@ need_cargo_deny() {
         cargo install --quiet --locked --root "$root" --version "$cargo_deny_version" cargo-deny
 }
 
-# The long tier's engines, which need Java. Each becomes a folder of the cache that holds its jars and, as `java`, its JDK;
-# the tests find them through the variables. What cannot be had is skipped, with its reason.
+# The long tier's engines.
 need_long_engines() {
-    need_engine LAKEHOUSE_SPARK 17 spark spark.pom.xml install_spark
-    need_engine LAKEHOUSE_TRINO_406 17 trino-406 trino.pom.xml install_trino 406
-    need_engine LAKEHOUSE_TRINO_483 25 trino-483 trino.pom.xml install_trino 483
+    need_java_server LAKEHOUSE_SPARK 17 spark readers/spark.pom.xml install_spark
+    need_java_server LAKEHOUSE_TRINO_406 17 trino-406 readers/trino.pom.xml install_trino 406
+    need_java_server LAKEHOUSE_TRINO_483 25 trino-483 readers/trino.pom.xml install_trino 483
 }
 
-# need_engine VARIABLE JDK NAME POM INSTALL…
-need_engine() {
-    local variable=$1 jdk=$2 name=$3 pom=$repo/deploy/readers/$4 log=$scratch/$3.log home
+# need_java_server VARIABLE JDK NAME POM INSTALL…: a folder of the cache that holds its jars and, as `java`, its JDK; tests
+# find it through the variable. What cannot be had is skipped, with its reason.
+need_java_server() {
+    local variable=$1 jdk=$2 name=$3 pom=$repo/deploy/$4 log=$scratch/$3.log home
     shift 4
-    home=$cache/$name-$(cat "$pom" "$repo/deploy/readers/requirements-long.txt" | sha256sum | cut -c 1-12)
+    home=$cache/$name-$(cat "$repo"/deploy/readers/{*.pom.xml,requirements-long.txt} "$repo"/deploy/emulators/rest-catalog/* |
+        sha256sum | cut -c 1-12)
     [ -e "$home/complete" ] || say "installing $name into $home (once, several minutes)"
-    # A subshell, so that whatever is missing ends no more than this engine.
-    if (install_engine "$home" "$jdk" "$pom" "$@") >"$log" 2>&1; then
+    # A subshell, so that whatever is missing ends no more than this server.
+    if (install_java_server "$home" "$jdk" "$pom" "$@") >"$log" 2>&1; then
         export "$variable=$home"
     else
         unset "$variable"
@@ -174,7 +195,7 @@ need_engine() {
     fi
 }
 
-install_engine() {
+install_java_server() {
     local home=$1 jdk=$2 pom=$3 java_home
     shift 3
     find_jdk "$jdk"

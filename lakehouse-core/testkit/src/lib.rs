@@ -6,7 +6,15 @@
 
 pub mod bank;
 pub mod canonical;
+pub mod emulators;
+pub mod fault_proxy;
+mod host;
+pub mod http;
 pub mod lakehouse;
+pub mod objects;
 pub mod oracle;
 pub mod postgres;
 pub mod readers;
+pub mod rest_engine;
+pub mod s3_tables;
+mod wire;

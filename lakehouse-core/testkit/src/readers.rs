@@ -277,7 +277,7 @@ impl ForeignEngine {
 }
 
 /// A program of `deploy/readers`, run by the interpreter of the virtual environment that the engine is in.
-fn python(engine: Engine, program: &str) -> Command {
+pub(crate) fn python(engine: Engine, program: &str) -> Command {
     let interpreter = match std::env::var_os("LAKEHOUSE_SPARK") {
         // Its library and Sail's client for it exclude each other.
         Some(home) if engine == Engine::Spark => Path::new(&home).join("python/bin/python").into_os_string(),
