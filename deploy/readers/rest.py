@@ -13,18 +13,40 @@
 CATALOG is --uri URI [--warehouse NAME] [--header NAME=VALUE] and, for objects in S3, --s3 ENDPOINT --key KEY --secret
 SECRET --region REGION. Prints one JSON document: that of catalog.py, or {"rows": […]}; `compact` adds "files", how many
 it replaced.
+
+    rest.py --serve    takes {"arguments": [CATALOG, verb, …], "input": "…"}, one a line, and answers each in a line:
+                       the same document, or {"error": "…"}. Loading the engines costs more than most questions.
 """
 
 import argparse
+import io
 import json
+import sys
 
 import catalog as sql_catalog
 
 
 def main():
-    options = arguments()
-    answer = duckdb(options) if options.verb == "duckdb" else pyiceberg(options)
-    print(json.dumps(answer, default=str))
+    if sys.argv[1:] == ["--serve"]:
+        return serve()
+    print(json.dumps(run(sys.argv[1:]), default=str))
+
+
+def serve():
+    questions = sys.stdin
+    for line in questions:
+        question = json.loads(line)
+        sys.stdin = io.StringIO(question["input"])
+        try:
+            answer = run(question["arguments"])
+        except (Exception, SystemExit) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer, default=str), flush=True)
+
+
+def run(arguments):
+    options = parse(arguments)
+    return duckdb(options) if options.verb == "duckdb" else pyiceberg(options)
 
 
 def pyiceberg(options):
@@ -134,7 +156,7 @@ def duckdb(options):
     return {"rows": [[*row] for row in connection.execute(options.sql).fetchall()]}
 
 
-def arguments():
+def parse(arguments):
     parser = argparse.ArgumentParser(description="Opens an Iceberg REST catalog with PyIceberg or DuckDB.")
     parser.add_argument("--uri", required=True, help="the catalog, without /v1")
     parser.add_argument("--warehouse", help="of S3 Tables: a table bucket's ARN")
@@ -152,7 +174,7 @@ def arguments():
             verb.add_argument("--where", required=True, help="a PyIceberg row filter")
         if name == "append":
             verb.add_argument("--rows", required=True, help="file of JSON objects, one per line; - for standard input")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

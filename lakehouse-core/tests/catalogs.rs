@@ -407,10 +407,9 @@ fn a_racer() {
     let address = Address { uri: uri.to_owned(), bucket: bucket.to_owned(), s3: s3.to_owned() };
     block_on(async {
         let (catalog, _) = rig::open(kind, &address).await;
-        let mut orders = BufReader::new(tokio::io::stdin()).lines();
         let mut base = None;
-        while let Some(order) = orders.next_line().await.expect("readable") {
-            let answer = match order.as_str() {
+        for order in std::io::stdin().lines() {
+            let answer = match order.expect("readable").as_str() {
                 "load" => {
                     base = Some(load(&catalog, "race").await);
                     "ready".to_owned()

@@ -3,18 +3,30 @@
 //! Not here: the engines themselves (`deploy/readers/rest.py`).
 
 use std::process::Stdio;
+use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::sync::Mutex;
 
 use crate::objects::Objects;
 use crate::readers::{Engine, python};
 
-/// How to reach the catalog, and the objects if they are in S3.
+/// How to reach the catalog, and the objects if they are in S3. Clones share one process, and take turns.
 #[derive(Clone, Debug)]
 pub struct RestEngine {
     catalog: Vec<String>,
+    process: Arc<Mutex<Option<Process>>>,
+}
+
+/// `rest.py --serve`, started by the first question.
+#[derive(Debug)]
+struct Process {
+    input: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    _child: Child,
 }
 
 impl RestEngine {
@@ -23,15 +35,22 @@ impl RestEngine {
     pub fn new(uri: &str, warehouse: &str, objects: &Objects) -> Self {
         let Objects { endpoint, region, access_key, secret_key } = objects;
         let mut engine = Self::on_files(uri);
-        engine.option("--warehouse", warehouse).option("--s3", endpoint).option("--region", region);
+        engine.option("--s3", endpoint).option("--region", region);
         engine.option("--key", access_key).option("--secret", secret_key);
-        engine
+        engine.on_warehouse(warehouse)
+    }
+
+    /// The same engine on another warehouse of the catalog.
+    #[must_use]
+    pub fn on_warehouse(mut self, warehouse: &str) -> Self {
+        self.option("--warehouse", warehouse);
+        self
     }
 
     /// On a catalog whose tables lie in local files.
     #[must_use]
     pub fn on_files(uri: &str) -> Self {
-        Self { catalog: vec!["--uri".to_owned(), uri.to_owned()] }
+        Self { catalog: vec!["--uri".to_owned(), uri.to_owned()], process: Arc::default() }
     }
 
     /// The same engine with one more header on each request.
@@ -111,6 +130,7 @@ impl RestEngine {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<Value, String> {
+<<<<<<< HEAD
         let mut command = python(Engine::PyIceberg, "rest.py");
         command.args(&self.catalog).args(arguments);
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -123,7 +143,34 @@ impl RestEngine {
             serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned())
+=======
+        let mut turn = self.process.lock().await;
+        // Taken out, so that a question that is given up takes its process, and the late answer, with it.
+        let mut process = turn.take().unwrap_or_else(Process::start);
+        let arguments: Vec<&str> = self.catalog.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        let question = json!({"arguments": arguments, "input": input});
+        let sent = process.input.write_all(format!("{question}\n").as_bytes()).await;
+        sent.map_err(|error| error.to_string())?;
+        let line = process.answers.next_line().await.map_err(|error| error.to_string())?;
+        let answer: Value =
+            serde_json::from_str(&line.ok_or("the engine has ended")?).map_err(|error| error.to_string())?;
+        *turn = Some(process);
+        match answer["error"].as_str() {
+            Some(error) => Err(error.to_owned()),
+            None => Ok(answer),
+>>>>>>> simulators
         }
+    }
+}
+
+impl Process {
+    fn start() -> Self {
+        let mut command = python("rest.py");
+        command.arg("--serve").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("start the engine");
+        let input = child.stdin.take().expect("piped");
+        let answers = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { input, answers, _child: child }
     }
 }
 

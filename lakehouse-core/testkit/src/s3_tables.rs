@@ -43,6 +43,7 @@ use axum::response::Response;
 use crate::fault_proxy::Requests;
 use crate::host::{Host, authority};
 use crate::objects::Objects;
+use crate::rest_engine::RestEngine;
 use crate::wire;
 
 pub use compaction::Compaction;
@@ -57,6 +58,8 @@ pub struct S3Tables {
     address: SocketAddr,
     front: SocketAddr,
     service: Arc<Service>,
+    /// Does the work of managed compaction.
+    compactor: RestEngine,
     _host: Host,
 }
 
@@ -72,7 +75,8 @@ impl S3Tables {
         let (front, listener) = host.listen();
         let upstream: Arc<str> = authority(&objects.endpoint).into();
         host.spawn(wire::serve(listener, move |request| front::pass(Arc::clone(&upstream), request)));
-        Self { address, front, service, _host: host }
+        let compactor = RestEngine::new(&format!("http://{address}/iceberg"), "", objects);
+        Self { address, front, service, compactor, _host: host }
     }
 
     /// The native API, for `aws-sdk-s3tables`.
@@ -133,7 +137,7 @@ impl S3Tables {
     /// # Panics
     /// When there is no such table, or the readers (PyIceberg does the work) are not installed.
     pub async fn compact(&self, table: &TableId) -> Compaction {
-        compaction::run(&self.service, &self.rest_uri(), table).await
+        compaction::run(&self.service, &self.compactor, table).await
     }
 
     /// One run of managed snapshot management, as if so much time had passed.

@@ -161,14 +161,11 @@ impl Rig {
         };
         let config = AwsConfig::default();
         let storage = Storage::s3(&config).await;
-        let open = async || -> Arc<dyn Catalog> {
-            Arc::new(S3TablesCatalog::open(&config, &bucket, storage.clone(), ManagedJobs::default()).await)
-        };
         Some(Self {
             kind: Kind::Amazon,
-            catalog: open().await,
-            clean: open().await,
-            storage: storage.clone(),
+            catalog: Arc::new(S3TablesCatalog::open(&config, &bucket, storage.clone(), ManagedJobs::default()).await),
+            clean: Arc::new(S3TablesCatalog::open(&config, &bucket, storage.clone(), ManagedJobs::default()).await),
+            storage,
             proxy: None,
             objects: None,
             simulator: None,
@@ -240,7 +237,7 @@ async fn rest(uri: &str) -> Arc<dyn Catalog> {
 /// An emulator's address, with the keys that it takes.
 pub fn aws(endpoint: &str, s3: &str) -> AwsConfig {
     let keys = Objects::at(s3);
-    let credentials = Credentials::from_keys(keys.access_key, keys.secret_key, None);
+    let credentials = Credentials::new(keys.access_key, keys.secret_key, None, None, "test");
     AwsConfig {
         region: Some(keys.region),
         endpoint: (!endpoint.is_empty()).then(|| endpoint.to_owned()),

@@ -64,7 +64,8 @@ impl Process {
         let mut keeper = Command::new("/bin/sh");
         keeper.args(["-c", KEEP]).arg(&dir).arg(server.get_program()).args(server.get_args());
         keeper.envs(server.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir(&dir);
+        // What the server leaves among temporary files goes with its folder.
+        keeper.env("TMPDIR", &dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir(&dir);
         // A group of its own: the terminal's interrupt must not end the keeper before the test.
         let keeper = keeper.process_group(0).spawn().expect("start /bin/sh");
         Self { name, dir, port, keeper }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::lake::TableId;
 use super::rest::ONLY_ON_TOKEN;
 use super::service::Service;
-use crate::objects::Objects;
 use crate::rest_engine::RestEngine;
 
 /// How a run ended.
@@ -26,7 +25,7 @@ pub enum Compaction {
     Failed { why: String },
 }
 
-pub(super) async fn run(service: &Arc<Service>, rest_uri: &str, id: &TableId) -> Compaction {
+pub(super) async fn run(service: &Arc<Service>, engine: &RestEngine, id: &TableId) -> Compaction {
     let (token, compacts, fresh) = {
         let lake = service.lake();
         let table = lake.table(id).unwrap_or_else(|refusal| panic!("{id:?}: {refusal:?}"));
@@ -38,7 +37,7 @@ pub(super) async fn run(service: &Arc<Service>, rest_uri: &str, id: &TableId) ->
     if fresh {
         return Compaction::Nothing;
     }
-    let outcome = compact(&service.objects, rest_uri, id, &token).await;
+    let outcome = compact(engine, id, &token).await;
     let status = match &outcome {
         Compaction::Failed { why } => Err(why.clone()),
         Compaction::Conflict => Err("conflict with a concurrent commit".to_owned()),
@@ -50,8 +49,8 @@ pub(super) async fn run(service: &Arc<Service>, rest_uri: &str, id: &TableId) ->
     outcome
 }
 
-async fn compact(objects: &Objects, rest_uri: &str, id: &TableId, token: &str) -> Compaction {
-    let engine = RestEngine::new(rest_uri, &id.bucket, objects).header(ONLY_ON_TOKEN, token);
+async fn compact(engine: &RestEngine, id: &TableId, token: &str) -> Compaction {
+    let engine = engine.clone().on_warehouse(&id.bucket).header(ONLY_ON_TOKEN, token);
     match engine.compact(&format!("{}.{}", id.namespace, id.name)).await {
         Ok(answer) if answer["files"] == 0 => Compaction::Nothing,
         Ok(answer) => {
