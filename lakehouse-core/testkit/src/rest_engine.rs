@@ -130,20 +130,6 @@ impl RestEngine {
     }
 
     async fn run(&self, arguments: &[&str], input: &str) -> Result<Value, String> {
-<<<<<<< HEAD
-        let mut command = python(Engine::PyIceberg, "rest.py");
-        command.args(&self.catalog).args(arguments);
-        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = pipes.spawn().expect("start the engine");
-        let mut stdin = process.stdin.take().expect("piped");
-        stdin.write_all(input.as_bytes()).await.expect("hand over the rows");
-        drop(stdin);
-        let output = process.wait_with_output().await.expect("wait for the engine");
-        if output.status.success() {
-            serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-=======
         let mut turn = self.process.lock().await;
         // Taken out, so that a question that is given up takes its process, and the late answer, with it.
         let mut process = turn.take().unwrap_or_else(Process::start);
@@ -158,14 +144,13 @@ impl RestEngine {
         match answer["error"].as_str() {
             Some(error) => Err(error.to_owned()),
             None => Ok(answer),
->>>>>>> simulators
         }
     }
 }
 
 impl Process {
     fn start() -> Self {
-        let mut command = python("rest.py");
+        let mut command = python(Engine::PyIceberg, "rest.py");
         command.arg("--serve").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start the engine");
         let input = child.stdin.take().expect("piped");
