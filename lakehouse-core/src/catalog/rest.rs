@@ -133,7 +133,8 @@ impl Catalog for RestCatalog {
             name: name.name.clone(),
             location: None,
             schema: creation.schema,
-            partition_spec: creation.partition_spec,
+            // Iceberg's own server does not take a spec without a number.
+            partition_spec: creation.partition_spec.map(|spec| spec.with_spec_id(0)),
             write_order: None,
             stage_create: Some(false),
             properties: creation.properties,
