@@ -77,7 +77,7 @@ fn check_ancestry(table: &LoadedTable) -> Result<(), Problem> {
         return Ok(());
     }
     let message = format!("another engine has set the table back behind our snapshot {}", last.snapshot_id());
-    let remedy = "roll the table forward to that snapshot again with that engine, or resync the table";
+    let remedy = "resync the table; until then readers are right at that snapshot";
     Err(Problem::halt_table("FOREIGN_ROLLBACK", table.name.to_string(), message, remedy))
 }
 
@@ -102,7 +102,7 @@ async fn check_replace(storage: &Storage, table: &LoadedTable, before: i64, afte
         return Ok(());
     }
     let message = format!("snapshot {after} of another engine claims to keep all rows, but {gone:?} became {come:?}");
-    let remedy = "roll the table back to the snapshot before with that engine, or resync the table";
+    let remedy = "resync the table; until then readers are right at the snapshot before";
     Err(Problem::halt_table("FOREIGN_REPLACE", table.name.to_string(), message, remedy))
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iceberg::TableUpdate;
+use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use lakehouse_core::commit::properties::{BATCH, FORMAT, SOURCE as SOURCE_PROPERTY};
 use lakehouse_core::commit::{Control, ControlState, Cut, recorded_cuts};
 use lakehouse_core::error::{Problem, Reaction};
@@ -403,6 +404,46 @@ fn a_control_table_with_more_than_the_kept_cuts_expires_its_oldest() {
         assert!(cuts.windows(2).all(|pair| pair[1].position.offset() == pair[0].position.offset() + 1), "no hole");
         let (state, _) = ControlState::read(world.catalog.as_ref(), PIPELINE).await.unwrap().unwrap();
         assert_eq!(state.cut, Some(cut(260)));
+    });
+}
+
+/// Protocol F2: an expiry is planned on a load, and its token covers the tags of that load.
+#[test]
+fn a_tag_that_comes_between_plan_and_expiry_keeps_its_snapshot() {
+    block_on(async {
+        let world = world(&[]);
+        let cut = |number: u64| Cut {
+            source: SOURCE.into(),
+            position: Position::new(number),
+            epoch: 1,
+            committed_at: 0,
+            tables: Default::default(),
+            left: Default::default(),
+        };
+        // Load and create, load and commit of the epoch, then a load and a commit per cut: the seventh cut expires.
+        let sleeper = Worker::plain(0).with([at(&control(), 17, Fault::PauseBefore)]);
+        let gate: Arc<Gate> = Arc::default();
+        let mut worker = Control::open(world.faulty(&sleeper, &gate), world.storage.clone(), PIPELINE).await.unwrap();
+        worker.keep_cuts(5);
+        worker.raise_epoch(Some(cut(0))).await.unwrap();
+        let writing = tokio::spawn(async move {
+            for number in 1..=7 {
+                worker.write_cut(cut(number)).await.unwrap();
+            }
+        });
+        gate.reached().await;
+        let planned = world.catalog.load(&control().parse().unwrap(), None).await.unwrap().unwrap();
+        let oldest = in_order(&planned)[0].snapshot_id();
+        let reference = SnapshotReference::new(oldest, SnapshotRetention::Tag { max_ref_age_ms: None });
+        let tag = TableUpdate::SetSnapshotRef { ref_name: "audit".to_owned(), reference };
+        world.catalog.commit(&planned, vec![tag]).await.unwrap();
+        gate.open();
+        writing.await.unwrap();
+        let table = world.catalog.load(&planned.name, None).await.unwrap().unwrap();
+        assert_eq!(table.metadata.snapshot_for_ref("audit").map(|snapshot| snapshot.snapshot_id()), Some(oldest));
+        let others =
+            in_order(&planned)[1..3].iter().filter(|old| table.metadata.snapshot_by_id(old.snapshot_id()).is_some());
+        assert_eq!(others.count(), 0, "the expiry was planned anew, and took the next ones");
     });
 }
 

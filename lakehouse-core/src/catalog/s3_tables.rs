@@ -154,7 +154,7 @@ impl Catalog for S3TablesCatalog {
                 Err(error) if namespace.is_some() && status(&error) == Some(404) => return Ok(Vec::new()),
                 Err(error) => return Err(problem(&self.bucket, &error)),
             };
-            names.extend(page.tables().iter().map(|table| TableName::new(&table.namespace().join("."), table.name())));
+            names.extend(page.tables().iter().map(|table| TableName::new(table.namespace().join("."), table.name())));
         }
         names.sort();
         Ok(names)

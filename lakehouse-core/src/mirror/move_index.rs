@@ -223,7 +223,7 @@ fn entry(key: KeyHash, file: u32, row: u32) -> Entry {
 
 fn duplicates(mirror: &Mirror, count: u64) -> Problem {
     let message = format!("{count} keys stand more than once in the mirror");
-    let remedy = "another engine has added rows: delete them there, or resync the table";
+    let remedy = "keep the other engine from adding rows, and resync the table";
     Problem::halt_table("DUPLICATE_KEYS", mirror.table.name().to_string(), message, remedy)
 }
 

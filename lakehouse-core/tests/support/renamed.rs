@@ -16,7 +16,7 @@ pub struct Renamed {
 
 impl Renamed {
     fn there(&self, name: &TableName) -> TableName {
-        TableName::new(&format!("{}_{}", name.namespace, self.suffix), &name.name)
+        TableName::new(format!("{}_{}", name.namespace, self.suffix), &name.name)
     }
 }
 
@@ -30,7 +30,7 @@ impl Catalog for Renamed {
         let there = namespace.map(|namespace| format!("{namespace}_{}", self.suffix));
         let suffix = format!("_{}", self.suffix);
         let names = self.inner.list(there.as_deref()).await?;
-        let here = |name: TableName| Some(TableName::new(name.namespace.strip_suffix(&suffix)?, &name.name));
+        let here = |name: TableName| Some(TableName::new(name.namespace.strip_suffix(&suffix)?, name.name.clone()));
         Ok(names.into_iter().filter_map(here).collect())
     }
 

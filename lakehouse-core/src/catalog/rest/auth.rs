@@ -22,12 +22,12 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(3_600);
 pub(super) enum Auth {
     None,
     Bearer(Secret),
-    OAuth(Box<OAuth>),
+    ClientCredentials(Box<ClientCredentials>),
     SigV4(Box<SigV4>),
 }
 
 /// Client credentials, exchanged for a token when one is needed.
-pub(super) struct OAuth {
+pub(super) struct ClientCredentials {
     http: reqwest::Client,
     endpoint: Url,
     id: String,
@@ -59,22 +59,22 @@ impl Auth {
         let mut endpoint = base.clone();
         endpoint.path_segments_mut().expect("an http URL has a path").extend(["oauth", "tokens"]);
         let (id, secret) = (id.to_owned(), Secret::new(secret.to_owned()));
-        Ok(Self::OAuth(Box::new(OAuth { http, endpoint, id, secret, token: Mutex::default() })))
+        Ok(Self::ClientCredentials(Box::new(ClientCredentials { http, endpoint, id, secret, token: Mutex::default() })))
     }
 
     pub(super) async fn sign(&self, request: &mut Request) -> Result<(), Problem> {
         match self {
             Self::None => Ok(()),
             Self::Bearer(token) => bear(request, token),
-            Self::OAuth(oauth) => bear(request, &oauth.token().await?),
+            Self::ClientCredentials(issuer) => bear(request, &issuer.token().await?),
             Self::SigV4(keys) => keys.sign(request).await,
         }
     }
 
     /// The catalog does not take our token any more; the next request gets a new one.
     pub(super) async fn forget(&self) {
-        if let Self::OAuth(oauth) = self {
-            *oauth.token.lock().await = None;
+        if let Self::ClientCredentials(issuer) = self {
+            *issuer.token.lock().await = None;
         }
     }
 }
@@ -87,7 +87,7 @@ fn bear(request: &mut Request, token: &Secret) -> Result<(), Problem> {
     Ok(())
 }
 
-impl OAuth {
+impl ClientCredentials {
     async fn token(&self) -> Result<Secret, Problem> {
         let mut held = self.token.lock().await;
         if let Some((token, until)) = held.as_ref()
