@@ -128,8 +128,7 @@ fn a_wrong_configuration_is_refused_before_anything_starts() {
         (String::new(), "CONFIG_NO_PIPELINE", "[pipelines.NAME]"),
         (format!("[api]\n{CONFIG}"), "NOT_YET", "replicate"),
         ("[pipelines.app.dynamodb]\ntables = [\"t\"]".to_owned(), "NOT_YET", "--pipeline"),
-        (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "NOT_YET", "sqlite"),
-        (format!("[catalog]\nwarehouse = \"s3://bucket/prefix\"\n{CONFIG}"), "NOT_YET", "folder"),
+        (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "CONFIG_MISSING_KEY", "table_bucket"),
     ] {
         let installation = Installation::new(&config);
         let answer = installation.json(&["run"]);

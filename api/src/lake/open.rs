@@ -8,7 +8,7 @@ use lakehouse_core::catalog::{Catalog, RestCatalog, RestConfig, Route, RoutedCat
 use lakehouse_core::storage::{Storage, local_path, location_of};
 
 use super::Lake;
-use crate::config::{CatalogConfig, Config};
+use crate::config::{CatalogConfig, Config, PipelineConfig};
 use crate::failure::Failure;
 
 /// What may happen to a catalog that is not there.
@@ -75,28 +75,27 @@ async fn open(config: &Config, missing: Missing) -> Result<Lake, Failure> {
 
 /// One catalog per table bucket; a pipeline's tables stand in its own where it names one.
 async fn table_buckets(config: &Config, default: Option<&str>, aws: &AwsConfig) -> Result<Lake, Failure> {
+    let own = |pipeline: &PipelineConfig| pipeline.table_bucket.clone();
+    // Where every pipeline has its own, any of them answers for names that nothing leads to.
+    let default = default.map(str::to_owned).or_else(|| config.pipelines.values().find_map(own)).ok_or_else(|| {
+        let remedy = "set table_bucket in [catalog], or in every pipeline's section";
+        Failure::usage("CONFIG_MISSING_KEY", "[catalog] table_bucket", "no table bucket is named", remedy)
+    })?;
     let storage = Storage::s3(aws).await;
     let managed = config.maintenance.managed_jobs();
-    let mut opened: BTreeMap<&str, Arc<dyn Catalog>> = BTreeMap::new();
-    let wanted = config.pipelines.values().filter_map(|pipeline| pipeline.table_bucket.as_deref()).chain(default);
-    for bucket in wanted {
-        if !opened.contains_key(bucket) {
-            let catalog = S3TablesCatalog::open(aws, bucket, storage.clone(), managed).await;
+    let mut opened: BTreeMap<String, Arc<dyn Catalog>> = BTreeMap::new();
+    for bucket in config.pipelines.values().filter_map(own).chain([default.clone()]) {
+        if !opened.contains_key(&bucket) {
+            let catalog = S3TablesCatalog::open(aws, &bucket, storage.clone(), managed).await;
             opened.insert(bucket, Arc::new(catalog));
         }
     }
     let routes = config.pipelines.iter().filter_map(|(name, pipeline)| {
-        let catalog = Arc::clone(&opened[pipeline.table_bucket.as_deref()?]);
+        let catalog = Arc::clone(&opened[&own(pipeline)?]);
         Some(Route { pipeline: name.clone(), namespace: pipeline.namespace.clone(), catalog })
     });
-    let mut routes: Vec<Route> = routes.collect();
-    // Without a default every pipeline has its own: any of them answers for names that nothing leads to.
-    let default = default.map(|bucket| Arc::clone(&opened[bucket]));
-    let default = default.or_else(|| routes.pop().map(|route| route.catalog));
-    let default = default.ok_or_else(|| {
-        let remedy = "set table_bucket in [catalog], or in every pipeline's section";
-        Failure::usage("CONFIG_MISSING_KEY", "[catalog] table_bucket", "no table bucket is named", remedy)
-    })?;
+    let routes: Vec<Route> = routes.collect();
+    let default = Arc::clone(&opened[&default]);
     let catalog: Arc<dyn Catalog> = match routes.is_empty() {
         true => default,
         false => Arc::new(RoutedCatalog { default, routes }),

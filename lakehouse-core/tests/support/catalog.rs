@@ -1,7 +1,7 @@
 //! A catalog that fails on purpose, at a named call of a named table, around any real one; and the ground truth of what
 //! has landed in it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -120,6 +120,8 @@ pub struct Ground {
 struct Truth {
     landings: Vec<Landing>,
     steps: Vec<(Step, Call)>,
+    /// Tables with a commit whose answer a real network has lost.
+    unanswered: HashSet<String>,
     delayed: Vec<Delayed>,
     calls: usize,
     fired: usize,
@@ -151,10 +153,16 @@ impl Ground {
         cuts.map(|cut| cut.position).next().unwrap_or(Position::START)
     }
 
-    fn knows(&self, table: &LoadedTable) -> bool {
+    fn unanswered(&self, table: &TableName) {
+        self.truth().unanswered.insert(table.to_string());
+    }
+
+    /// True for a state that can only be a commit whose answer was lost.
+    fn is_news(&self, table: &LoadedTable) -> bool {
         let (name, snapshot) = (table.name.to_string(), table.snapshot_id());
         let known = |landing: &Landing| landing.table == name && landing.snapshot == snapshot;
-        snapshot.is_none() || self.truth().landings.iter().any(known)
+        let truth = self.truth();
+        snapshot.is_some() && truth.unanswered.contains(&name) && !truth.landings.iter().any(known)
     }
 
     fn landed(&self, worker: usize, table: &LoadedTable) {
@@ -280,7 +288,7 @@ impl Catalog for FaultyCatalog {
         let fault = self.enter(name, Call::Load).await?;
         let loaded = self.inner.load(name, known).await?;
         // A commit whose answer was lost on a real network shows itself here first.
-        if let Some(table) = loaded.as_ref().filter(|table| !self.ground.knows(table)) {
+        if let Some(table) = loaded.as_ref().filter(|table| self.ground.is_news(table)) {
             self.ground.landed(self.worker, table);
         }
         match fault {
@@ -316,8 +324,10 @@ impl Catalog for FaultyCatalog {
             _ => {}
         }
         let swap = self.inner.commit(base, updates).await?;
-        if let Swap::Landed(table) = &swap {
-            self.ground.landed(self.worker, table);
+        match &swap {
+            Swap::Landed(table) => self.ground.landed(self.worker, table),
+            // Doubled on the way, a landed commit is answered by a rejection.
+            Swap::Rejected | Swap::Unknown(_) => self.ground.unanswered(&base.name),
         }
         match fault {
             Some(Fault::LostAfter) => Ok(lost()),
