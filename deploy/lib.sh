@@ -142,10 +142,16 @@ need_readers() {
 # Servers that stand in for Amazon's; tests find their interpreters through the variables.
 need_emulators() {
     local venv_python
-    need_venv ministack "$repo/deploy/emulators/requirements-ministack.txt"
-    export LAKEHOUSE_MINISTACK=$venv_python
+    need_ministack
     need_venv moto "$repo/deploy/emulators/requirements-moto.txt"
     export LAKEHOUSE_MOTO=$venv_python
+}
+
+# S3 alone.
+need_ministack() {
+    local venv_python
+    need_venv ministack "$repo/deploy/emulators/requirements-ministack.txt"
+    export LAKEHOUSE_MINISTACK=$venv_python
 }
 
 # Iceberg's own REST catalog, found through LAKEHOUSE_REST_CATALOG: a folder with its jars and our main class.

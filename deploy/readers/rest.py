@@ -142,18 +142,26 @@ def duckdb(options):
     for name in ("avro", "httpfs", "iceberg"):
         folder = importlib.util.find_spec(f"duckdb_extension_{name}").submodule_search_locations[0]
         connection.execute(f"LOAD '{folder}/extensions/v{engine.__version__}/{name}.duckdb_extension'")
+    for statement in attach(options):
+        connection.execute(statement)
+    return {"rows": [[*row] for row in connection.execute(options.sql).fetchall()]}
+
+
+def attach(options):
+    """The statements with which DuckDB sees the catalog as `lake`."""
+    statements = []
     if options.s3:
         scheme, _, host = options.s3.partition("://")
         secure = "true" if scheme == "https" else "false"
-        connection.execute(
-            f"CREATE SECRET (TYPE s3, KEY_ID '{options.key}', SECRET '{options.secret}', REGION '{options.region}', "
-            f"ENDPOINT '{host}', URL_STYLE 'path', USE_SSL {secure})"
+        statements.append(
+            f"CREATE SECRET (TYPE s3, KEY_ID '{options.key}', SECRET '{options.secret}', REGION '{options.region}',\n"
+            f"    ENDPOINT '{host}', URL_STYLE 'path', USE_SSL {secure})"
         )
-    connection.execute(
-        f"ATTACH '{options.warehouse or ''}' AS lake (TYPE iceberg, ENDPOINT '{options.uri}', "
-        "AUTHORIZATION_TYPE 'none', ACCESS_DELEGATION_MODE 'none')"
+    statements.append(
+        f"ATTACH '{options.warehouse or ''}' AS lake (TYPE iceberg, ENDPOINT '{options.uri}',\n"
+        "    AUTHORIZATION_TYPE 'none', ACCESS_DELEGATION_MODE 'none')"
     )
-    return {"rows": [[*row] for row in connection.execute(options.sql).fetchall()]}
+    return statements
 
 
 def parse(arguments):

@@ -2,11 +2,14 @@
 //! reads the lake now and in the past, and the verdict.
 //!
 //! Here is what happens and what is told. Each part is a module: the source (`database`), what happens in it
-//! (`workload`), the product (`service`), the other engine (`duckdb`), and the looks (`screen`). The demo uses nothing
-//! that its reader cannot use: the binary, its configuration, and SQL.
+//! (`workload`), where tables are (`catalog`), the product (`service`), other engines (`duckdb`, `pyiceberg`), and the
+//! looks (`screen`). The demo uses nothing that its reader cannot use: the binary, its configuration, SQL, a few lines of
+//! Python.
 
+mod catalog;
 mod database;
 mod duckdb;
+mod pyiceberg;
 mod screen;
 mod service;
 mod workload;
@@ -24,13 +27,15 @@ use testkit::postgres::{self, Cluster};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use catalog::{Catalog, Kind};
 use database::{DATABASE, Sizes};
 use duckdb::{DuckDb, Table};
+use pyiceberg::PyIceberg;
 use screen::{Screen, Style, bars, count, rate, seconds, yen};
 use service::{Lakehouse, Service, Snapshot, Status};
 use workload::{Shop, Tally, Workload};
 
-/// Of the story; staying up is one more.
+/// Of the story; servers of a catalog are one more, and staying up is.
 const STEPS: usize = 8;
 const DEFAULT_ROWS: u64 = 1_000_000;
 const FEWEST_ROWS: u64 = 1_000;
@@ -53,15 +58,19 @@ pub struct Options {
     pub once: bool,
     /// Rows to load, at least.
     pub rows: u64,
+    /// Where tables are.
+    pub catalog: Kind,
 }
 
+const USAGE: &str = "usage: demo [--once] [--rows N] [--catalog sqlite|s3-tables|rest]";
+
 impl Options {
-    /// `[--once] [--rows N]`.
+    /// `[--once] [--rows N] [--catalog KIND]`.
     ///
     /// # Errors
     /// What is wrong, with the usage.
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self { once: false, rows: DEFAULT_ROWS };
+        let mut options = Self { once: false, rows: DEFAULT_ROWS, catalog: Kind::Sqlite };
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -70,7 +79,11 @@ impl Options {
                     let rows = arguments.next().and_then(|rows| rows.replace(['_', ','], "").parse().ok());
                     options.rows = rows.filter(|rows| *rows >= FEWEST_ROWS).ok_or("--rows takes a number from 1000")?;
                 }
-                other => return Err(format!("unknown option {other}; usage: demo [--once] [--rows N]")),
+                "--catalog" => {
+                    let kind = arguments.next().and_then(|name| Kind::named(&name));
+                    options.catalog = kind.ok_or("--catalog takes sqlite, s3-tables or rest")?;
+                }
+                other => return Err(format!("unknown option {other}; {USAGE}")),
             }
         }
         Ok(options)
@@ -143,10 +156,10 @@ impl Verdict {
 
 /// Tells the story, and cleans up behind it however it ends. The exit code.
 pub async fn run(options: &Options) -> u8 {
-    let mut demo =
-        Demo { screen: Screen::new(STEPS + usize::from(!options.once)), service: None, workload: None, verdict: None };
-    // Both outlive the service.
-    let mut cluster = None;
+    let steps = STEPS + usize::from(options.catalog != Kind::Sqlite) + usize::from(!options.once);
+    let mut demo = Demo { screen: Screen::new(steps), service: None, workload: None, verdict: None };
+    // They outlive the service.
+    let mut servers = Servers::default();
     let folder = match tempfile::Builder::new().prefix("demo-").tempdir() {
         Ok(folder) => folder,
         Err(error) => {
@@ -157,7 +170,7 @@ pub async fn run(options: &Options) -> u8 {
     let ended = tokio::select! {
         biased;
         () = told_to_stop() => None,
-        ended = demo.tell(options, folder.path(), &mut cluster) => Some(ended),
+        ended = demo.tell(options, folder.path(), &mut servers) => Some(ended),
     };
     if ended.is_none() {
         demo.screen.say("stopping what was started, and removing it");
@@ -197,12 +210,25 @@ async fn told_to_stop() {
     }
 }
 
+/// What the service stands on.
+#[derive(Default)]
+struct Servers {
+    cluster: Option<Cluster>,
+    catalog: Option<Catalog>,
+}
+
 /// What must be ended in order when the story ends, in the middle too.
 struct Demo {
     screen: Screen,
     service: Option<Service>,
     workload: Option<Workload>,
     verdict: Option<Verdict>,
+}
+
+/// Somebody else's engines.
+struct Readers {
+    duckdb: DuckDb,
+    pyiceberg: PyIceberg,
 }
 
 /// A moment to come back to: what PostgreSQL answered, and where the mirror stood.
@@ -222,7 +248,7 @@ GROUP BY p.trail";
 const MIRRORS: [&str; 4] = ["fuji.customers", "fuji.entry_passes", "fuji.payments", "fuji.refunds"];
 
 impl Demo {
-    async fn tell(&mut self, options: &Options, folder: &Path, cluster: &mut Option<Cluster>) -> Result<(), Failed> {
+    async fn tell(&mut self, options: &Options, folder: &Path, servers: &mut Servers) -> Result<(), Failed> {
         self.screen.title(
             "PostgreSQL into Apache Iceberg: exactly once, seconds behind, every commit a point in time",
             &[
@@ -230,23 +256,40 @@ impl Demo {
                 "Everything is private and temporary: loopback only, one folder, gone at the end.",
             ],
         );
-        let lakehouse = Lakehouse::new(folder)?;
-        let duckdb = DuckDb::new(&folder.join("lake/catalog.db"))?;
+        let catalog: &Catalog = servers.catalog.insert(self.start_catalog(options.catalog, folder).await);
+        let lakehouse = Lakehouse::new(folder, &catalog.environment)?;
+        let readers = Readers { duckdb: DuckDb::new(&catalog.query)?, pyiceberg: PyIceberg::new(&catalog.pyiceberg)? };
         let (started, client, sizes) = self.start_source(options).await?;
-        let cluster: &Cluster = cluster.insert(started);
-        self.grant(cluster, &client, &lakehouse, folder).await?;
+        let cluster: &Cluster = servers.cluster.insert(started);
+        let config = CONFIG.replace("{port}", &cluster.port().to_string()).replace("{catalog}", &catalog.section);
+        self.grant(&config, &client, &lakehouse, folder).await?;
         self.copy(&lakehouse).await?;
         let then = self.remember(&client, &lakehouse).await?;
         let shop = Shop::new(cluster.config(DATABASE), sizes);
         self.live(&lakehouse, &shop).await?;
         let mut verdict = Verdict { differences: Vec::new() };
-        self.travel(&client, &lakehouse, &duckdb, &shop, &then, &mut verdict).await?;
+        self.travel(&client, &lakehouse, &readers, &shop, &then, &mut verdict).await?;
         self.verify(&lakehouse, &mut verdict).await?;
         self.verdict = Some(verdict);
         match options.once {
             true => Ok(()),
-            false => self.stay(cluster, &lakehouse, &duckdb, &shop, folder).await,
+            false => self.stay(cluster, &lakehouse, catalog, &readers.duckdb, &shop, folder).await,
         }
+    }
+
+    /// A file needs no server; everything else is told.
+    async fn start_catalog(&mut self, kind: Kind, folder: &Path) -> Catalog {
+        if kind == Kind::Sqlite {
+            return Catalog::start(kind, folder).await;
+        }
+        self.screen.step("The catalog");
+        let begun = Instant::now();
+        let catalog = during(&mut self.screen, "starting its servers", Catalog::start(kind, folder)).await;
+        if let Some((first, others)) = catalog.servers.split_first() {
+            self.screen.done(first, begun.elapsed());
+            others.iter().for_each(|server| self.screen.say(server));
+        }
+        catalog
     }
 
     async fn start_source(&mut self, options: &Options) -> Result<(Cluster, Client, Sizes), Failed> {
@@ -286,7 +329,7 @@ impl Demo {
     /// A role without rights; `validate` says what it lacks, and what it says is done.
     async fn grant(
         &mut self,
-        cluster: &Cluster,
+        config: &str,
         client: &Client,
         lakehouse: &Lakehouse,
         folder: &Path,
@@ -295,10 +338,9 @@ impl Demo {
         let password: String = std::iter::repeat_with(fastrand::alphanumeric).take(24).collect();
         client.batch_execute(&format!("CREATE ROLE lakehouse LOGIN REPLICATION PASSWORD '{password}'")).await?;
         write_private(&folder.join("password"), &password)?;
-        let config = CONFIG.replace("{port}", &cluster.port().to_string());
-        fs::write(lakehouse.config(), &config)?;
+        fs::write(lakehouse.config(), config)?;
         self.screen.say("lakehouse.toml:");
-        self.screen.code(&config);
+        self.screen.code(config);
 
         let begun = Instant::now();
         let (_, answer) = lakehouse.ask(&["validate"]).await?;
@@ -421,12 +463,13 @@ impl Demo {
         &mut self,
         client: &Client,
         lakehouse: &Lakehouse,
-        duckdb: &DuckDb,
+        readers: &Readers,
         shop: &Shop,
         then: &Moment,
         verdict: &mut Verdict,
     ) -> Result<(), Failed> {
-        self.screen.step("DuckDB reads the lake, now and then");
+        let duckdb = &readers.duckdb;
+        self.screen.step("DuckDB and PyIceberg read the lake, now and then");
         let table =
             |name: &str, snapshot: Option<&String>| Table { name: name.to_owned(), snapshot: snapshot.cloned() };
         let names = ["fuji.payments", "fuji.entry_passes"];
@@ -437,7 +480,7 @@ impl Demo {
         let past = during(&mut self.screen, "asking DuckDB", duckdb.ask(&past, REVENUE)).await?;
         self.screen.say("as of the moment before the business, in any DuckDB after INSTALL iceberg; LOAD iceberg:");
         self.screen.code(&past.sql);
-        self.screen.say("and now the same without snapshot_from_id");
+        self.screen.say("and now the same without the snapshots");
         let rows: Vec<[String; 5]> = by_trail(&past.rows, &now.rows);
         self.screen.table(["trail", "payments then", "revenue then", "payments now", "revenue now"], &rows);
         for (when, answer, truth) in [("then", &past, &then.revenue), ("now", &now, &truth)] {
@@ -458,6 +501,21 @@ impl Demo {
             let now = duckdb.ask(&[table(name, None)], &query).await?;
             let state = |rows: &[Vec<String>]| rows.concat().join(", ");
             self.screen.say(&format!("payment {id}: {} then, {} now", state(&past.rows), state(&now.rows)));
+        }
+        let asked = readers.pyiceberg.ask(&then.snapshots["fuji.payments"]);
+        let asked = during(&mut self.screen, "asking PyIceberg", asked).await?;
+        self.screen.say("a third engine, in Python:");
+        self.screen.code(&asked.program);
+        let expected = [&then.revenue, &truth].map(|revenue| (payments(revenue), total(revenue)));
+        let found = asked.sums.iter().map(|(number, sum)| (number.clone(), whole(sum).to_owned()));
+        let found: Vec<_> = found.collect();
+        if found == expected {
+            let text = format!("PyIceberg: {} then, {} now, the same again", yen(&found[0].1), yen(&found[1].1));
+            self.screen.done(&text, Duration::from_secs_f64(asked.seconds));
+        } else {
+            let text = format!("PyIceberg reads {found:?}, PostgreSQL said {expected:?}");
+            self.screen.wrong(&text);
+            verdict.differences.push(text);
         }
         let kept = lakehouse.snapshots("fuji.payments").await?;
         if let (Some(first), Some(last)) = (kept.first(), kept.last()) {
@@ -514,6 +572,7 @@ impl Demo {
         &mut self,
         cluster: &Cluster,
         lakehouse: &Lakehouse,
+        catalog: &Catalog,
         duckdb: &DuckDb,
         shop: &Arc<Shop>,
         folder: &Path,
@@ -533,6 +592,11 @@ impl Demo {
         let source = format!("host=127.0.0.1 port={} user=postgres dbname={DATABASE}", cluster.port());
         self.screen.code(&format!("psql '{source} passfile={}'", passfile.display()));
         self.screen.say("the lake, from any other terminal:");
+        let variables = catalog.environment.iter().map(|(name, value)| format!("{name}={value}"));
+        let variables: Vec<String> = variables.collect();
+        if !variables.is_empty() {
+            self.screen.code(&format!("export {}", variables.join(" ")));
+        }
         self.screen.code(&format!(
             "alias lakehouse='{}'\nexport LAKEHOUSE_CONFIG={}\nlakehouse status\nlakehouse tables\n\
              lakehouse snapshots fuji.payments\nlakehouse rows fuji.refunds --limit 5\n\
@@ -662,8 +726,7 @@ impl Watch {
 }
 
 const CONFIG: &str = r#"[catalog]
-path = "lake/catalog.db"
-warehouse = "lake/warehouse"
+{catalog}
 
 [pipelines.fuji]
 commit_interval_seconds = 1
@@ -731,8 +794,18 @@ async fn ask_postgres(client: &Client, query: &str) -> Result<Vec<Vec<String>>, 
 
 /// The sum of the third column, in whole yen: amounts of this database have no fraction but zeros.
 fn total(revenue: &[Vec<String>]) -> String {
-    let amounts = revenue.iter().filter_map(|row| row.get(2)?.split('.').next()?.parse::<u64>().ok());
+    let amounts = revenue.iter().filter_map(|row| whole(row.get(2)?).parse::<u64>().ok());
     amounts.sum::<u64>().to_string()
+}
+
+/// The sum of the second column.
+fn payments(revenue: &[Vec<String>]) -> String {
+    revenue.iter().filter_map(|row| row.get(1)?.parse::<u64>().ok()).sum::<u64>().to_string()
+}
+
+/// An amount without its fraction.
+fn whole(amount: &str) -> &str {
+    amount.split('.').next().unwrap_or_default()
 }
 
 fn sorted(rows: &[Vec<String>]) -> Vec<Vec<String>> {
@@ -790,9 +863,12 @@ mod tests {
 
     #[test]
     fn options_are_read_and_others_refused() {
-        assert_eq!(parse(""), Ok(Options { once: false, rows: 1_000_000 }));
-        assert_eq!(parse("--rows 2_000 --once"), Ok(Options { once: true, rows: 2_000 }));
-        for refused in ["--rows", "--rows 10", "--rows many", "--often"] {
+        assert_eq!(parse(""), Ok(Options { once: false, rows: 1_000_000, catalog: Kind::Sqlite }));
+        assert_eq!(parse("--rows 2_000 --once"), Ok(Options { once: true, rows: 2_000, catalog: Kind::Sqlite }));
+        for (name, kind) in [("sqlite", Kind::Sqlite), ("s3-tables", Kind::S3Tables), ("rest", Kind::Rest)] {
+            assert_eq!(parse(&format!("--catalog {name}")).map(|options| options.catalog), Ok(kind));
+        }
+        for refused in ["--rows", "--rows 10", "--rows many", "--often", "--catalog", "--catalog glue"] {
             assert!(parse(refused).is_err(), "{refused}");
         }
     }

@@ -50,29 +50,12 @@ impl Books {
     /// Every cut that is kept, oldest first.
     pub(crate) async fn cuts(&mut self, site: &Site) -> Vec<RecordedCut> {
         let snapshots = self.snapshots(site, &format!("lakehouse_control.{PIPELINE}")).await;
-        let cut = |snapshot: &Value| {
-            let cut: Value = serde_json::from_str(snapshot["summary"]["cdc.cut"].as_str()?).expect("a cut");
-            let id = |(table, id): (&String, &Value)| {
-                (table.clone(), id.as_str().expect("an id").parse().expect("a number"))
-            };
-            let tables = cut["tables"].as_object().expect("tables").iter().map(id).collect();
-            Some(RecordedCut { position: position(&cut["position"]).expect("a position"), tables })
-        };
-        snapshots.iter().filter_map(cut).collect()
+        snapshots.iter().filter_map(recorded_cut).collect()
     }
 
     /// Every snapshot of a table, in the order in which they were committed.
     pub(crate) async fn ranges(&mut self, site: &Site, table: &str) -> Vec<Ranged> {
-        let range = |snapshot: &Value| {
-            let summary = &snapshot["summary"];
-            Ranged {
-                snapshot: snapshot["snapshot-id"].as_i64().expect("an id"),
-                kind: summary["cdc.kind"].as_str().unwrap_or("foreign").to_owned(),
-                from: position(&summary["cdc.from"]),
-                to: position(&summary["cdc.to"]),
-            }
-        };
-        self.snapshots(site, table).await.iter().map(range).collect()
+        self.snapshots(site, table).await.iter().map(ranged).collect()
     }
 
     /// The metadata file's snapshots of a table, in the order in which they were committed.
@@ -83,9 +66,33 @@ impl Books {
         let path = path.strip_prefix("//").unwrap_or(path);
         let text = fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let metadata: Value = serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let mut snapshots = metadata["snapshots"].as_array().cloned().unwrap_or_default();
-        snapshots.sort_by_key(|snapshot| snapshot["sequence-number"].as_i64());
-        snapshots
+        snapshots_of(&metadata)
+    }
+}
+
+/// A table's snapshots, in the order in which they were committed.
+pub(crate) fn snapshots_of(metadata: &Value) -> Vec<Value> {
+    let mut snapshots = metadata["snapshots"].as_array().cloned().unwrap_or_default();
+    snapshots.sort_by_key(|snapshot| snapshot["sequence-number"].as_i64());
+    snapshots
+}
+
+/// The cut that a snapshot of the control table records, if it does.
+pub(crate) fn recorded_cut(snapshot: &Value) -> Option<RecordedCut> {
+    let cut: Value = serde_json::from_str(snapshot["summary"]["cdc.cut"].as_str()?).expect("a cut");
+    let id = |(table, id): (&String, &Value)| (table.clone(), id.as_str().expect("an id").parse().expect("a number"));
+    let tables = cut["tables"].as_object().expect("tables").iter().map(id).collect();
+    Some(RecordedCut { position: position(&cut["position"]).expect("a position"), tables })
+}
+
+/// What a snapshot says of itself.
+pub(crate) fn ranged(snapshot: &Value) -> Ranged {
+    let summary = &snapshot["summary"];
+    Ranged {
+        snapshot: snapshot["snapshot-id"].as_i64().expect("an id"),
+        kind: summary["cdc.kind"].as_str().unwrap_or("foreign").to_owned(),
+        from: position(&summary["cdc.from"]),
+        to: position(&summary["cdc.to"]),
     }
 }
 

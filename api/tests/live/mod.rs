@@ -45,14 +45,22 @@ impl Live {
 impl Site {
     /// Follows the database `postgres` as superuser; `section` adds lines to the pipeline's section.
     pub(crate) fn new(cluster: &Cluster, section: &str) -> Self {
+        let catalog = "path = \"lake/catalog.db\"\nwarehouse = \"lake/warehouse\"";
+        Self::on(cluster, catalog, &[(PIPELINE, "postgres", section)])
+    }
+
+    /// Several pipelines (name, database, lines of its section) on the catalog that its section describes.
+    pub(crate) fn on(cluster: &Cluster, catalog: &str, pipelines: &[(&str, &str, &str)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = format!(
-            "[catalog]\npath = \"lake/catalog.db\"\nwarehouse = \"lake/warehouse\"\n\
-             [pipelines.{PIPELINE}]\ncommit_interval_seconds = 1\n{section}\n\
-             [pipelines.{PIPELINE}.postgres]\nhost = \"127.0.0.1\"\nport = {}\ndatabase = \"postgres\"\n\
-             user = \"postgres\"\npassword = {{ env = \"SOURCE_PASSWORD\" }}\ntls = \"disable\"\n",
-            cluster.port()
-        );
+        let pipeline = |(name, database, section): &(&str, &str, &str)| {
+            format!(
+                "[pipelines.{name}]\ncommit_interval_seconds = 1\n{section}\n\
+                 [pipelines.{name}.postgres]\nhost = \"127.0.0.1\"\nport = {}\ndatabase = \"{database}\"\n\
+                 user = \"postgres\"\npassword = {{ env = \"SOURCE_PASSWORD\" }}\ntls = \"disable\"\n",
+                cluster.port()
+            )
+        };
+        let config = format!("[catalog]\n{catalog}\n{}", pipelines.iter().map(pipeline).collect::<String>());
         let mut lakehouse = Lakehouse::new(folder.path(), &config);
         lakehouse.set_environment("SOURCE_PASSWORD", cluster.superuser_password());
         Self { lakehouse, folder }

@@ -1,8 +1,10 @@
 //! The program behind `deploy/demo`, which builds and installs what it needs and then starts it.
 //!
-//!     demo [--once] [--rows N]
+//!     demo [--once] [--rows N] [--catalog sqlite|s3-tables|rest]
 //!
-//! Wants `LAKEHOUSE_BIN` (the binary) and `LAKEHOUSE_READERS` (an interpreter with DuckDB) in its environment.
+//! Wants `LAKEHOUSE_BIN` (the binary) and `LAKEHOUSE_READERS` (an interpreter with DuckDB and PyIceberg) in its
+//! environment; for other catalogs than `sqlite` also `LAKEHOUSE_MINISTACK`, and for `rest`, where there is Java,
+//! `LAKEHOUSE_REST_CATALOG`.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

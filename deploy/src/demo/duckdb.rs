@@ -12,7 +12,8 @@ use super::Failed;
 #[derive(Debug)]
 pub(crate) struct DuckDb {
     interpreter: PathBuf,
-    catalog: PathBuf,
+    /// Arguments of `query.py` that lead to it.
+    catalog: Vec<String>,
 }
 
 /// A table, now or as of a snapshot.
@@ -35,7 +36,7 @@ pub(crate) struct Answer {
 }
 
 impl DuckDb {
-    pub(crate) fn new(catalog: &Path) -> Result<Self, Failed> {
+    pub(crate) fn new(catalog: &[String]) -> Result<Self, Failed> {
         match std::env::var_os("LAKEHOUSE_READERS") {
             Some(interpreter) => Ok(Self { interpreter: interpreter.into(), catalog: catalog.to_owned() }),
             None => Err(Failed::new("no DuckDB: start deploy/demo, which installs it and sets LAKEHOUSE_READERS")),
@@ -45,9 +46,9 @@ impl DuckDb {
     /// The command that a person would type for the same answer.
     pub(crate) fn command_line(&self, table: &str, query: &str) -> String {
         format!(
-            "{} deploy/readers/query.py --database {} --table {table} '{query}'",
+            "{} deploy/readers/query.py {} --table {table} '{query}'",
             self.interpreter.display(),
-            self.catalog.display()
+            self.catalog.join(" ")
         )
     }
 
@@ -56,7 +57,7 @@ impl DuckDb {
         let mut command = Command::new(&self.interpreter);
         // -B: no compiled files beside the sources.
         command.arg("-B").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("readers/query.py"));
-        command.arg("--database").arg(&self.catalog).arg("--json");
+        command.args(&self.catalog).arg("--json");
         for table in tables {
             let at = table.snapshot.as_ref().map(|id| format!("@{id}")).unwrap_or_default();
             command.arg("--table").arg(format!("{}{at}", table.name));

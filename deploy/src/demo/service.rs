@@ -20,6 +20,7 @@ const LAST_LINES: usize = 20;
 pub(crate) struct Lakehouse {
     binary: PathBuf,
     folder: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 /// The process that replicates. Dropping it kills it.
@@ -61,11 +62,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Lakehouse {
-    /// Configured by `lakehouse.toml` in `folder`.
-    pub(crate) fn new(folder: &Path) -> Result<Self, Failed> {
+    /// Configured by `lakehouse.toml` in `folder`, and by variables as any AWS program is.
+    pub(crate) fn new(folder: &Path, environment: &[(&'static str, String)]) -> Result<Self, Failed> {
         let binary = std::env::var_os("LAKEHOUSE_BIN").map(PathBuf::from);
         match binary.filter(|binary| binary.exists()) {
-            Some(binary) => Ok(Self { binary, folder: folder.to_owned() }),
+            Some(binary) => Ok(Self { binary, folder: folder.to_owned(), environment: environment.to_vec() }),
             None => Err(Failed::new("no lakehouse binary: start deploy/demo, which builds it and sets LAKEHOUSE_BIN")),
         }
     }
@@ -143,12 +144,14 @@ impl Lakehouse {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         for (name, _) in std::env::vars_os() {
-            // The demo's own variables, and overrides meant for another installation.
-            if name.to_string_lossy().starts_with("LAKEHOUSE_") {
+            let text = name.to_string_lossy();
+            // The demo's own variables, overrides meant for another installation, and somebody's real keys.
+            if text.starts_with("LAKEHOUSE_") || text.starts_with("AWS_") {
                 command.env_remove(name);
             }
         }
         command.arg("--config").arg(self.config()).args(arguments).current_dir(&self.folder);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }
