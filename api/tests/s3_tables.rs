@@ -236,7 +236,8 @@ async fn at_each(
     clause: &str,
 ) -> BTreeMap<i64, Vec<String>> {
     // Several cuts may hold one snapshot of a table.
-    let snapshots: Vec<i64> = BTreeSet::from_iter(snapshots.iter().copied()).into_iter().collect();
+    let snapshots: BTreeSet<i64> = snapshots.iter().copied().collect();
+    let snapshots: Vec<i64> = snapshots.into_iter().collect();
     let mut found: BTreeMap<i64, Vec<String>> = BTreeMap::new();
     for some in snapshots.chunks(AT_ONCE) {
         let one = |id: &i64| format!("SELECT {id}, {columns} FROM lake.{table} AT (VERSION => {id}) {clause}");
