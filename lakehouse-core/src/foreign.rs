@@ -15,6 +15,7 @@ use crate::storage::Storage;
 
 /// Checks every snapshot since our own last one. A replace is valid only if it keeps the rows: same count, same keys.
 pub async fn check_foreign(storage: &Storage, table: &LoadedTable) -> Result<(), Problem> {
+    check_columns(table)?;
     let foreign = foreign_snapshots(table)?;
     for snapshot in &foreign {
         info!(
@@ -34,6 +35,28 @@ pub async fn check_foreign(storage: &Storage, table: &LoadedTable) -> Result<(),
 /// True for a snapshot that this product has written.
 pub fn is_ours(snapshot: &SnapshotRef) -> bool {
     snapshot.summary().additional_properties.contains_key(properties::EPOCH)
+}
+
+/// The columns of our last snapshot must still be there. One that another engine has dropped would come back under a new
+/// field id, and all its values before would read NULL.
+fn check_columns(table: &LoadedTable) -> Result<(), Problem> {
+    let metadata = &table.metadata;
+    let ours = metadata.snapshots().filter(|snapshot| is_ours(snapshot));
+    let Some(last) = ours.max_by_key(|snapshot| snapshot.sequence_number()) else {
+        return Ok(());
+    };
+    let schema = last.schema(metadata);
+    let schema =
+        schema.map_err(|error| Problem::halt("METADATA", table.name.to_string(), error.to_string(), "run fsck"))?;
+    let current = metadata.current_schema();
+    match schema.as_struct().fields().iter().find(|field| current.field_by_id(field.id).is_none()) {
+        None => Ok(()),
+        Some(field) => {
+            let message = format!("another engine has dropped the column {:?}", field.name);
+            let remedy = "resync the table; until then readers are right at our last snapshot";
+            Err(Problem::halt_table("SCHEMA_CHANGED", table.name.to_string(), message, remedy))
+        }
+    }
 }
 
 /// From the head back to our last snapshot, oldest first.
