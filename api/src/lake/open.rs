@@ -1,6 +1,7 @@
 //! Opening the catalog that the configuration names, and the storage behind it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use lakehouse_core::aws::AwsConfig;
@@ -85,9 +86,9 @@ async fn table_buckets(config: &Config, default: Option<&str>, aws: &AwsConfig) 
     let managed = config.maintenance.managed_jobs();
     let mut opened: BTreeMap<String, Arc<dyn Catalog>> = BTreeMap::new();
     for bucket in config.pipelines.values().filter_map(own).chain([default.clone()]) {
-        if !opened.contains_key(&bucket) {
-            let catalog = S3TablesCatalog::open(aws, &bucket, storage.clone(), managed).await;
-            opened.insert(bucket, Arc::new(catalog));
+        if let Entry::Vacant(vacant) = opened.entry(bucket) {
+            let catalog = S3TablesCatalog::open(aws, vacant.key(), storage.clone(), managed).await;
+            vacant.insert(Arc::new(catalog));
         }
     }
     let routes = config.pipelines.iter().filter_map(|(name, pipeline)| {
