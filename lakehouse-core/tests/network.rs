@@ -49,9 +49,9 @@ async fn history(rig: &Rig, seed: u64) -> Result<Report, Violation> {
     let renamed = |inner: &Arc<dyn Catalog>| -> Arc<dyn Catalog> {
         Arc::new(Renamed { inner: Arc::clone(inner), suffix: format!("{seed}") })
     };
-    let script = bank::script(seed, Load { transactions: 6, wide: seed % 2 == 0 });
+    let script = bank::script(seed, Load { transactions: 6, wide: seed.is_multiple_of(2) });
     let mut plans = random_plans(seed, &script);
-    plans.truncate(usize::from(seed % 3 == 0));
+    plans.truncate(usize::from(seed.is_multiple_of(3)));
     let world = World::on(renamed(&rig.clean), renamed(&rig.catalog), rig.storage.clone(), script, Planted::none());
     world.live(seed, &plans).await?;
     // Whatever is still on its way arrives before anybody looks.

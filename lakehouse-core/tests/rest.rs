@@ -233,7 +233,7 @@ fn what_a_commit_was_planned_on_is_asserted() {
     block_on(async {
         let Some(rig) = Rig::start(Kind::Rest, "what_a_commit_was_planned_on_is_asserted").await else { return };
         for (number, &(foreign, ours, lands)) in VERDICTS.iter().enumerate() {
-            let name = TableName::new("rest", &format!("t{number}"));
+            let name = TableName::new("rest", format!("t{number}"));
             let base = prepared(rig.catalog.as_ref(), &name).await;
             let updates = ours.updates(&base);
             foreign.act(rig.clean.as_ref(), &name).await;
