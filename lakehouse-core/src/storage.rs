@@ -76,11 +76,6 @@ impl Storage {
         &self.io
     }
 
-    /// Requests made to the object store so far.
-    pub fn requests(&self) -> u64 {
-        self.objects.as_ref().map_or(0, Objects::requests)
-    }
-
     /// A new file for sequential writing. Fails if it exists: names are unique, an existing one is somebody's data.
     pub fn create(&self, location: &str) -> Result<File, Problem> {
         if is_object(location) {

@@ -9,15 +9,12 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iceberg::spec::{
-    MAIN_BRANCH, NestedField, Operation, PrimitiveType, Schema, Snapshot, SnapshotReference, SnapshotRetention,
-    Summary, Type,
-};
+use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::schema::TableName;
 use support::block_on;
-use support::rig::{self, Address, Kind, Rig};
+use support::rig::{self, Address, Kind, Rig, empty_snapshot};
 use testkit::fault_proxy::{Canned, Fault, Landing, When};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -39,24 +36,10 @@ fn creation(table: &str) -> TableCreation {
 /// A commit as the protocol makes them: an empty snapshot, and properties; `count` goes up by one.
 fn change(base: &LoadedTable, value: &str) -> Vec<TableUpdate> {
     let metadata = &base.metadata;
-    let id = fastrand::i64(1..);
-    let snapshot = Snapshot::builder()
-        .with_snapshot_id(id)
-        .with_parent_snapshot_id(base.snapshot_id())
-        .with_sequence_number(metadata.next_sequence_number())
-        .with_timestamp_ms(metadata.last_updated_ms() + 1)
-        .with_manifest_list(format!("{}/metadata/snap-{id}.avro", metadata.location()))
-        .with_summary(Summary { operation: Operation::Append, additional_properties: HashMap::new() })
-        .with_schema_id(metadata.current_schema_id())
-        .build();
-    let reference = SnapshotReference::new(id, SnapshotRetention::branch(None, None, None));
     let count = count(base) + 1;
     let properties = [("value".to_owned(), value.to_owned()), ("count".to_owned(), count.to_string())];
-    let mut updates = vec![
-        TableUpdate::AddSnapshot { snapshot },
-        TableUpdate::SetSnapshotRef { ref_name: MAIN_BRANCH.to_owned(), reference },
-        TableUpdate::SetProperties { updates: HashMap::from(properties) },
-    ];
+    let mut updates = Vec::from(empty_snapshot(base, metadata.current_schema_id()));
+    updates.push(TableUpdate::SetProperties { updates: HashMap::from(properties) });
     if metadata.snapshots().len() > KEPT {
         let others =
             metadata.snapshots().map(|snapshot| snapshot.snapshot_id()).filter(|&id| base.snapshot_id() != Some(id));

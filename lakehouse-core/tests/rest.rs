@@ -6,14 +6,14 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use iceberg::spec::{
-    MAIN_BRANCH, NestedField, Operation, PrimitiveType, Schema, Snapshot, SnapshotReference, SnapshotRetention,
-    Summary, Transform, Type, UnboundPartitionSpec,
+    MAIN_BRANCH, NestedField, PrimitiveType, Schema, SnapshotReference, SnapshotRetention, Transform, Type,
+    UnboundPartitionSpec,
 };
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
@@ -26,7 +26,7 @@ use serde_json::json;
 use support::check::in_order;
 use support::reading;
 use support::renamed::Renamed;
-use support::rig::{Kind, Rig};
+use support::rig::{Kind, Rig, empty_snapshot};
 use support::script::{Database, Identity, Row, Script, Table, plain, text};
 use support::world::{PIPELINE, Worker, World};
 use support::{Violation, block_on};
@@ -133,29 +133,13 @@ impl Ours {
             updates.push(TableUpdate::AddSchema { schema });
             updates.push(TableUpdate::SetCurrentSchema { schema_id: -1 });
         }
-        updates.extend(snapshot(base, schema_id));
+        updates.extend(empty_snapshot(base, schema_id));
         if self == Ours::RowsAndExpiry {
             let ids = in_order(base)[1..3].iter().map(|snapshot| snapshot.snapshot_id()).collect();
             updates.push(TableUpdate::RemoveSnapshots { snapshot_ids: ids });
         }
         updates
     }
-}
-
-fn snapshot(base: &LoadedTable, schema_id: i32) -> [TableUpdate; 2] {
-    let metadata = &base.metadata;
-    let id = fastrand::i64(1..);
-    let snapshot = Snapshot::builder()
-        .with_snapshot_id(id)
-        .with_parent_snapshot_id(base.snapshot_id())
-        .with_sequence_number(metadata.next_sequence_number())
-        .with_timestamp_ms(metadata.last_updated_ms() + 1)
-        .with_manifest_list(format!("{}/metadata/snap-{id}.avro", metadata.location()))
-        .with_summary(Summary { operation: Operation::Append, additional_properties: HashMap::new() })
-        .with_schema_id(schema_id)
-        .build();
-    let reference = SnapshotReference::new(id, SnapshotRetention::branch(None, None, None));
-    [TableUpdate::AddSnapshot { snapshot }, TableUpdate::SetSnapshotRef { ref_name: MAIN_BRANCH.to_owned(), reference }]
 }
 
 /// A table of three columns and four snapshots, the second tagged `known`.
@@ -170,7 +154,7 @@ async fn prepared(catalog: &dyn Catalog, name: &TableName) -> LoadedTable {
     let creation = TableCreation::builder().name(name.name.clone()).schema(schema).build();
     let mut table = catalog.create(name, creation).await.expect("a table");
     for number in 0..4 {
-        let mut updates = Vec::from(snapshot(&table, table.metadata.current_schema_id()));
+        let mut updates = Vec::from(empty_snapshot(&table, table.metadata.current_schema_id()));
         if number == 2 {
             let reference = SnapshotReference::new(
                 in_order(&table)[0].snapshot_id(),

@@ -4,8 +4,6 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aws_sdk_s3::Client;
@@ -36,7 +34,6 @@ const ATTEMPTS: u32 = 5;
 pub(crate) struct Objects {
     client: Client,
     runtime: tokio::runtime::Handle,
-    requests: Arc<AtomicU64>,
 }
 
 /// A place in the object store: `s3://bucket/key`.
@@ -61,12 +58,7 @@ impl Objects {
             builder = builder.endpoint_url(endpoint);
         }
         let client = Client::from_conf(builder.build());
-        Self { client, runtime: tokio::runtime::Handle::current(), requests: Arc::default() }
-    }
-
-    /// Requests made so far, a retried one counted once.
-    pub(crate) fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        Self { client, runtime: tokio::runtime::Handle::current() }
     }
 
     /// Waits for a call where nothing can be awaited: a Parquet reader pulls its bytes.
@@ -76,7 +68,6 @@ impl Objects {
 
     pub(crate) async fn put(&self, location: &str, bytes: Bytes) -> Result<(), Problem> {
         let Place { bucket, key } = place(location)?;
-        self.count();
         let sent = self.client.put_object().bucket(bucket).key(key).body(ByteStream::from(bytes)).send().await;
         sent.map(drop).map_err(|error| problem(location, "written", &error))
     }
@@ -94,7 +85,6 @@ impl Objects {
     /// An upload that ends early leaves parts that no reader sees; the bucket's lifecycle removes them.
     async fn upload_parts(&self, location: &str, file: &Path, length: u64) -> Result<(), Problem> {
         let Place { bucket, key } = place(location)?;
-        self.count();
         let begun = self.client.create_multipart_upload().bucket(bucket).key(key).send().await;
         let begun = begun.map_err(|error| problem(location, "written", &error))?;
         let upload = begun.upload_id().unwrap_or_default();
@@ -107,7 +97,6 @@ impl Objects {
                 .await;
             let body =
                 body.map_err(|error| Problem::retry("STORAGE", location, format!("file cannot be read: {error}")))?;
-            self.count();
             let call = self.client.upload_part().bucket(bucket).key(key).upload_id(upload).part_number(number);
             let sent = call.body(body).send().await.map_err(|error| problem(location, "written", &error))?;
             Ok::<_, Problem>(
@@ -121,7 +110,6 @@ impl Objects {
         let offsets = (0..length).step_by(usize::try_from(PART_BYTES).expect("fits"));
         let parts = stream::iter((1..).zip(offsets)).map(send).buffered(PARTS_AT_ONCE);
         let parts: Vec<CompletedPart> = parts.try_collect().await?;
-        self.count();
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let call = self.client.complete_multipart_upload().bucket(bucket).key(key).upload_id(upload);
         let ended = call.multipart_upload(parts).send().await;
@@ -148,7 +136,6 @@ impl Objects {
         let Place { bucket, key } = place(location)?;
         let mut attempt = 1;
         loop {
-            self.count();
             let call = self.client.get_object().bucket(bucket).key(key).set_range(range.clone());
             let call = match range {
                 None => call.checksum_mode(ChecksumMode::Enabled),
@@ -181,16 +168,11 @@ impl Objects {
     /// The length of an object in bytes; `None` if it does not exist.
     pub(crate) async fn length(&self, location: &str) -> Result<Option<u64>, Problem> {
         let Place { bucket, key } = place(location)?;
-        self.count();
         match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(head) => Ok(Some(head.content_length().unwrap_or(0).max(0).unsigned_abs())),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(problem(location, "read", &error)),
         }
-    }
-
-    fn count(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -1,12 +1,17 @@
 //! A catalog of each kind as production has it, behind a proxy that breaks what it is told to, and the same catalog seen
 //! without anything in between.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
+use iceberg::TableUpdate;
+use iceberg::spec::{MAIN_BRANCH, Operation, Snapshot, SnapshotReference, SnapshotRetention, Summary};
 use lakehouse_core::aws::AwsConfig;
-use lakehouse_core::catalog::{Catalog, ManagedJobs, RestCatalog, RestConfig, S3TablesCatalog, SqliteCatalog};
+use lakehouse_core::catalog::{
+    Catalog, LoadedTable, ManagedJobs, RestCatalog, RestConfig, S3TablesCatalog, SqliteCatalog,
+};
 use lakehouse_core::storage::Storage;
 use tempfile::TempDir;
 use testkit::emulators::{self, Ministack, Moto, Warehouse};
@@ -244,4 +249,21 @@ pub fn aws(endpoint: &str, s3: &str) -> AwsConfig {
         s3_endpoint: Some(s3.to_owned()),
         credentials: Some(SharedCredentialsProvider::new(credentials)),
     }
+}
+
+/// What appends a snapshot without files to a table: the least that a commit of the protocol holds.
+pub fn empty_snapshot(base: &LoadedTable, schema_id: i32) -> [TableUpdate; 2] {
+    let metadata = &base.metadata;
+    let id = fastrand::i64(1..);
+    let snapshot = Snapshot::builder()
+        .with_snapshot_id(id)
+        .with_parent_snapshot_id(base.snapshot_id())
+        .with_sequence_number(metadata.next_sequence_number())
+        .with_timestamp_ms(metadata.last_updated_ms() + 1)
+        .with_manifest_list(format!("{}/metadata/snap-{id}.avro", metadata.location()))
+        .with_summary(Summary { operation: Operation::Append, additional_properties: HashMap::new() })
+        .with_schema_id(schema_id)
+        .build();
+    let reference = SnapshotReference::new(id, SnapshotRetention::branch(None, None, None));
+    [TableUpdate::AddSnapshot { snapshot }, TableUpdate::SetSnapshotRef { ref_name: MAIN_BRANCH.to_owned(), reference }]
 }

@@ -96,7 +96,7 @@ impl Client {
             let (why, settled) = match self.send(request).await {
                 Ok((StatusCode::OK, headers, bytes)) => return Ok(Answer::Body { subject, headers, bytes }),
                 Ok((StatusCode::NOT_MODIFIED, ..)) => return Ok(Answer::Unchanged),
-                Ok((StatusCode::NOT_FOUND, headers, bytes)) if is_iceberg_error(&headers, &bytes) => {
+                Ok((StatusCode::NOT_FOUND, _, bytes)) if is_iceberg_error(&bytes) => {
                     return Ok(Answer::NotFound);
                 }
                 Ok((status, headers, bytes)) => (describe(status, &headers, &bytes), plain_no(status)),
@@ -235,7 +235,7 @@ fn refused(subject: &str, message: String) -> Problem {
     Problem::halt("CATALOG_REFUSED", subject, message, "correct `uri` in [catalog]")
 }
 
-fn is_iceberg_error(_: &HeaderMap, bytes: &[u8]) -> bool {
+fn is_iceberg_error(bytes: &[u8]) -> bool {
     serde_json::from_slice::<ErrorBody>(bytes).is_ok()
 }
 
