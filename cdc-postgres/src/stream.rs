@@ -25,8 +25,9 @@ use crate::walsender::{Replication, WalEvent};
 
 /// Bytes off the wire after which a chunk goes out, also in the middle of a transaction.
 const CHUNK_BYTES: usize = 4 << 20;
-/// How long committed changes wait for company.
-const LINGER: Duration = Duration::from_millis(50);
+/// How long committed changes wait for company: a quarter of the shortest commit interval. Every chunk costs its columns
+/// once more when it is written, so small ones are dear.
+const LINGER: Duration = Duration::from_millis(250);
 /// Messages handled before other tasks get their turn.
 const MESSAGES_AT_ONCE: usize = 4_096;
 /// Microseconds from 1970 to 2000, where PostgreSQL's clock begins.
