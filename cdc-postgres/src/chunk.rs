@@ -202,6 +202,7 @@ impl ChunkBuilder {
         });
         self.bytes = 0;
         ChangeChunk {
+            lanes: None,
             schema: Arc::clone(&self.schema),
             operations: std::mem::take(&mut self.operations),
             origins: std::mem::take(&mut self.origins),

@@ -301,7 +301,7 @@ impl WalStream {
     fn tell_boundary(&mut self) {
         if self.transaction.is_none() && self.reached > self.told {
             self.told = self.reached;
-            self.events.push_back(SourceEvent::Boundary(self.reached));
+            self.events.push_back(SourceEvent::Boundary(self.reached.into()));
         }
     }
 

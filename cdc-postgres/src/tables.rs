@@ -83,6 +83,7 @@ impl SourceTable {
             Identity::Nothing => Vec::new(),
         };
         Ok(TableSchema {
+            many_lanes: false,
             source: self.full_name(),
             mirror: TableName::new(&source.namespace, self.lake_name()),
             columns,

@@ -13,7 +13,7 @@ use crate::error::Problem;
 use crate::key_hash::{hash_keys, hash_rows};
 use crate::key_index::KeyHash;
 use crate::planted::{Bug, Planted};
-use crate::position::Position;
+use crate::position::{Boundary, Position};
 use crate::schema::Key;
 
 /// What writing a change takes beside the change itself: its key's hash, its steps, where its row stands, its entry in the
@@ -38,7 +38,7 @@ pub struct Batch {
     rows: usize,
     bytes: usize,
     /// The last boundary; everything up to it is here.
-    to: Option<Position>,
+    to: Option<Boundary>,
     /// Changes behind the last boundary are here too.
     open: bool,
 }
@@ -51,14 +51,17 @@ impl Batch {
         self.tables.entry(chunk.schema.source.clone()).or_default().push(chunk);
     }
 
-    pub fn close_at(&mut self, boundary: Position) {
-        self.to = self.to.max(Some(boundary));
+    pub fn close_at(&mut self, boundary: impl Into<Boundary>) {
+        let boundary = boundary.into();
+        if self.to.as_ref().is_none_or(|to| to.position <= boundary.position) {
+            self.to = Some(boundary);
+        }
         self.open = false;
     }
 
     /// The boundary at which the batch may be committed now; `None` in the middle of a transaction.
-    pub fn boundary(&self) -> Option<Position> {
-        self.to.filter(|_| !self.open)
+    pub fn boundary(&self) -> Option<&Boundary> {
+        self.to.as_ref().filter(|_| !self.open)
     }
 
     pub fn has_changes(&self) -> bool {
@@ -76,7 +79,7 @@ impl Batch {
 
     /// Takes the changes out and leaves the boundary: the next part of the same batch begins.
     pub fn take_part(&mut self) -> Batch {
-        let rest = Batch { to: self.to, open: self.open, ..Batch::default() };
+        let rest = Batch { to: self.to.clone(), open: self.open, ..Batch::default() };
         std::mem::replace(self, rest)
     }
 }
@@ -240,6 +243,7 @@ mod tests {
 
     use super::*;
     use crate::change::{BeforeImages, Origin};
+    use crate::commit::properties::TableState;
     use crate::schema::{Column, TableName, TableSchema};
 
     /// `+1` insert, `=1` update, `=1>2` update that changes the key, `-1` delete, `!` truncate.
@@ -252,6 +256,7 @@ mod tests {
             required: true,
         };
         let schema = TableSchema {
+            many_lanes: false,
             source: "public.t".into(),
             mirror: TableName::new("ns", "t"),
             columns: vec![column],
@@ -276,6 +281,7 @@ mod tests {
         }
         let origin = |n: usize| Origin { commit: Position::new(n as u64), committed_at: 0, transaction: 0, ordinal: 0 };
         ChangeChunk {
+            lanes: None,
             schema: Arc::new(schema),
             origins: (0..operations.len()).map(origin).collect(),
             operations,
@@ -328,20 +334,21 @@ mod tests {
         let mut batch = Batch::default();
         assert_eq!(batch.boundary(), None);
         batch.close_at(Position::new(5));
-        assert_eq!(batch.boundary(), Some(Position::new(5)));
+        assert_eq!(batch.boundary(), Some(&Position::new(5).into()));
         batch.absorb(chunk("+1"));
         assert_eq!(batch.boundary(), None);
         assert_eq!(batch.take_part().rows(), 1);
         assert!(!batch.has_changes() && batch.boundary().is_none());
         batch.close_at(Position::new(9));
-        assert_eq!(batch.boundary(), Some(Position::new(9)));
+        assert_eq!(batch.boundary(), Some(&Position::new(9).into()));
     }
 
     #[test]
     fn what_a_table_has_is_skipped_per_transaction() {
         let chunk = chunk("+1 +2 +3 +4");
-        assert_eq!(chunk.clone().after(Position::new(1)).unwrap().len(), 2);
-        assert!(chunk.clone().after(Position::new(3)).is_none());
-        assert_eq!(chunk.after(Position::START).unwrap().len(), 3);
+        let at = |position| TableState { position: Some(Position::new(position)), ..TableState::default() };
+        assert_eq!(chunk.clone().after(&at(1)).unwrap().len(), 2);
+        assert!(chunk.clone().after(&at(3)).is_none());
+        assert_eq!(chunk.after(&TableState::default()).unwrap().len(), 3);
     }
 }

@@ -4,10 +4,17 @@
 
 use std::sync::Arc;
 
-use arrow_array::{Array, ArrayRef, BooleanArray};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, BooleanArray, UInt64Array};
+use arrow_select::take::take;
 
+use crate::commit::properties::TableState;
+use crate::lanes::LaneOffset;
 use crate::position::Position;
 use crate::schema::TableSchema;
+
+/// Memory of one entry of [`LaneOrigins`], in bytes.
+const LANE_ORIGIN: usize = size_of::<Arc<str>>() + size_of::<LaneOffset>() + size_of::<Option<Arc<str>>>();
 
 /// What one change did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +41,8 @@ impl Operation {
 /// Where and when one change was committed at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// End of the source transaction: the same for all its changes, and what decides about skipping (protocol A2).
+    /// End of the source transaction: the same for all its changes, and what decides about skipping (protocol A2). Of a
+    /// log with many lanes, the number of the boundary that the change is read before.
     pub commit: Position,
     /// Microseconds since 1970, by the source's clock.
     pub committed_at: i64,
@@ -44,12 +52,23 @@ pub struct Origin {
     pub ordinal: i32,
 }
 
+/// Where in the lanes of their log changes come from; one entry per change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaneOrigins {
+    pub lanes: Vec<Arc<str>>,
+    pub offsets: Vec<LaneOffset>,
+    /// Who made a change, where the source says that it was not a client.
+    pub actors: Vec<Option<Arc<str>>>,
+}
+
 /// Changes of one table, decoded with one version of its schema. All columns have one entry per change.
 #[derive(Clone, Debug)]
 pub struct ChangeChunk {
     pub schema: Arc<TableSchema>,
     pub operations: Vec<Operation>,
     pub origins: Vec<Origin>,
+    /// Of a log with many lanes.
+    pub lanes: Option<LaneOrigins>,
     /// One array per column of `schema`. After-images; of a delete, the old image as far as the source sends it.
     pub rows: Vec<ArrayRef>,
     /// Old images of updates, one array per column in `schema.before_columns`; NULL where the source sent none.
@@ -89,16 +108,55 @@ impl ChangeChunk {
         let columns: usize = self.rows.iter().map(|column| column.get_buffer_memory_size()).sum();
         let before = self.before.iter().flat_map(|before| &before.columns);
         let before: usize = before.map(|column| column.get_buffer_memory_size()).sum();
-        columns + before + self.len() * (size_of::<Operation>() + size_of::<Origin>())
+        let lanes = if self.lanes.is_some() { LANE_ORIGIN } else { 0 };
+        columns + before + self.len() * (size_of::<Operation>() + size_of::<Origin>() + lanes)
     }
 
-    /// The changes behind `reached`; `None` if there are none (protocol A2). Changes are in the order of their commits.
-    pub fn after(self, reached: Position) -> Option<ChangeChunk> {
+    /// The changes that a table in `state` has not; `None` if it has all of them (protocol A2). Changes of a log with one
+    /// lane are in the order of their commits; of several lanes each is judged by its own.
+    pub fn after(self, state: &TableState) -> Option<ChangeChunk> {
+        if let (Some(origins), Some(reached)) = (&self.lanes, &state.lanes) {
+            let new = |&change: &usize| !reached.includes(&origins.lanes[change], origins.offsets[change]);
+            let new: Vec<usize> = (0..self.len()).filter(new).collect();
+            return match new.len() {
+                0 => None,
+                all if all == self.len() => Some(self),
+                _ => Some(self.pick(&new)),
+            };
+        }
+        let reached = state.position.unwrap_or(Position::START);
         let skip = self.origins.partition_point(|origin| reached.includes(origin.commit));
         match skip {
             0 => Some(self),
             skip if skip == self.len() => None,
             skip => Some(self.slice(skip, self.len() - skip)),
+        }
+    }
+
+    /// The named changes, in the order in which they are named.
+    fn pick(&self, changes: &[usize]) -> ChangeChunk {
+        let places = UInt64Array::from_iter_values(changes.iter().map(|&change| change as u64));
+        let column = |column: &ArrayRef| take(column, &places, None).expect("the places are within the chunk");
+        let boolean = |array: &BooleanArray| column(&(Arc::new(array.clone()) as ArrayRef)).as_boolean().clone();
+        ChangeChunk {
+            schema: Arc::clone(&self.schema),
+            operations: changes.iter().map(|&change| self.operations[change]).collect(),
+            origins: changes.iter().map(|&change| self.origins[change]).collect(),
+            lanes: self.lanes.as_ref().map(|origins| LaneOrigins {
+                lanes: changes.iter().map(|&change| Arc::clone(&origins.lanes[change])).collect(),
+                offsets: changes.iter().map(|&change| origins.offsets[change]).collect(),
+                actors: changes.iter().map(|&change| origins.actors[change].clone()).collect(),
+            }),
+            rows: self.rows.iter().map(column).collect(),
+            before: self.before.as_ref().map(|before| BeforeImages {
+                known: boolean(&before.known),
+                columns: before.columns.iter().map(column).collect(),
+            }),
+            unchanged: self
+                .unchanged
+                .iter()
+                .map(|cells| UnchangedColumn { column: cells.column, rows: boolean(&cells.rows) })
+                .collect(),
         }
     }
 
@@ -109,6 +167,11 @@ impl ChangeChunk {
             schema: Arc::clone(&self.schema),
             operations: self.operations[offset..offset + length].to_vec(),
             origins: self.origins[offset..offset + length].to_vec(),
+            lanes: self.lanes.as_ref().map(|origins| LaneOrigins {
+                lanes: origins.lanes[offset..offset + length].to_vec(),
+                offsets: origins.offsets[offset..offset + length].to_vec(),
+                actors: origins.actors[offset..offset + length].to_vec(),
+            }),
             rows: self.rows.iter().map(|column| column.slice(offset, length)).collect(),
             before: self.before.as_ref().map(|before| BeforeImages {
                 known: boolean(&before.known),

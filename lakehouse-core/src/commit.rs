@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::catalog::{Catalog, LoadedTable, Swap};
 use crate::error::{Problem, Reaction};
+use crate::lanes::TableLanes;
 use crate::live::LiveFiles;
 use crate::planted::{Bug, Planted};
 use crate::position::Position;
@@ -95,6 +96,8 @@ pub struct TableCommit {
     pub counts: Counts,
     /// The schema to make current first, if it is not yet.
     pub schema: Option<Schema>,
+    /// How far the lanes of the table's log have been read at the position that it advances to, if its log has many.
+    pub lanes: Option<Arc<TableLanes>>,
 }
 
 /// A table as this incarnation knows it: from its one read after GO, or from its own landed commits.
@@ -147,7 +150,7 @@ impl Committer {
         let files = commit.change.added.iter().chain(&commit.change.deletes);
         self.storage.make_durable(files.map(|new| new.file.file_path().to_owned()).collect()).await?;
         slow_down(&table.loaded).await;
-        let batch = self.batch_id(table, &commit.advance);
+        let batch = self.batch_id(table, &commit);
         let snapshot_id = new_snapshot_id(&table.loaded);
         let mut pause = FIRST_PAUSE;
         for attempt in 1..=ATTEMPTS {
@@ -275,7 +278,7 @@ impl Committer {
         };
         let built = build_snapshot(&self.storage, base, live, header, &commit.change).await?;
         updates.extend(built.updates);
-        let properties = self.properties(&commit.advance, batch);
+        let properties = self.properties(commit, batch);
         if self.planted.is(Bug::PositionInSummaryOnly) {
             let kept = properties.into_iter().filter(|(key, _)| key != properties::POSITION).collect();
             updates.push(TableUpdate::SetProperties { updates: kept });
@@ -287,14 +290,14 @@ impl Committer {
         Ok(BuiltCommit { updates, manifests: built.manifests, deletes: built.deletes })
     }
 
-    fn properties(&self, advance: &Advance, batch: &str) -> HashMap<String, String> {
+    fn properties(&self, commit: &TableCommit, batch: &str) -> HashMap<String, String> {
         let mut all = properties::properties([
             (properties::EPOCH, self.epoch.to_string()),
             (properties::SOURCE, self.source.clone()),
             (properties::BATCH, batch.to_owned()),
             (properties::FORMAT, properties::FORMAT_VERSION.to_string()),
         ]);
-        let position = match advance {
+        let position = match &commit.advance {
             Advance::Changes { to } => Some(*to),
             Advance::Copy { progress, position } => {
                 let text = serde_json::to_string(progress).expect("a progress is plain data");
@@ -303,6 +306,10 @@ impl Committer {
             }
         };
         all.extend(position.map(|position| (properties::POSITION.to_owned(), position.to_string())));
+        if let (Some(_), Some(lanes)) = (position, &commit.lanes) {
+            let text = serde_json::to_string(lanes).expect("lanes are plain data");
+            all.insert(properties::LANES.to_owned(), text);
+        }
         all
     }
 
@@ -331,11 +338,15 @@ impl Committer {
     }
 
     /// `cdc.batch`: the same batch has the same name whoever forms it (protocol B2).
-    fn batch_id(&self, table: &LakeTable, advance: &Advance) -> String {
-        let range = match advance {
+    fn batch_id(&self, table: &LakeTable, commit: &TableCommit) -> String {
+        let mut range = match &commit.advance {
             Advance::Changes { to } => format!("{}..{to}", table.expected().unwrap_or(Position::START)),
             Advance::Copy { progress, .. } => format!("copy {} {}", progress.attempt, progress.chunks),
         };
+        // Two incarnations may give one number to boundaries that differ in their lanes.
+        if let (Some(from), Some(to)) = (&table.state.lanes, &commit.lanes) {
+            range = serde_json::to_string(&(range, from, to)).expect("lanes are plain data");
+        }
         let mut hash = Sha256::new();
         for part in [self.source.as_str(), &table.name().to_string(), &range] {
             hash.update((part.len() as u64).to_le_bytes());

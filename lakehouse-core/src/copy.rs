@@ -17,7 +17,7 @@ use crate::error::Problem;
 use crate::key_hash::hash_keys;
 use crate::key_index::{BulkLoad, Entry, KeyHash, RowAddress};
 use crate::mirror::{Mirror, data_location, index_problem, take_rows};
-use crate::position::Position;
+use crate::position::Boundary;
 use crate::read::fit;
 use crate::schema::{Key, TableSchema, with_added_columns};
 use crate::storage::Storage;
@@ -112,7 +112,7 @@ impl TableCopy {
     }
 
     /// The last commit of the copy: the table stands at the copy's consistent point. Returns the mirror, ready to stream.
-    pub async fn finish(mut self, consistent_point: Position) -> Result<Mirror, Problem> {
+    pub async fn finish(mut self, consistent_point: Boundary) -> Result<Mirror, Problem> {
         let progress = CopyProgress { chunks: self.progress.chunks + 1, done: true, ..self.progress.clone() };
         self.commit(WrittenChunk::default(), progress, Some(consistent_point)).await?;
         self.mirror.follow_schema()?;
@@ -138,7 +138,7 @@ impl TableCopy {
         &mut self,
         chunk: WrittenChunk,
         progress: CopyProgress,
-        position: Option<Position>,
+        reached: Option<Boundary>,
     ) -> Result<(), Problem> {
         let first = self.progress.chunks == 0;
         let digest = chunk.files.iter().flat_map(|(_, keys)| keys).fold(0u128, |sum, key| sum.wrapping_add(key.0));
@@ -149,8 +149,10 @@ impl TableCopy {
         let added: Vec<NewFile> = chunk.files.into_iter().map(|(file, _)| file).collect();
         let something = self.mirror.table.live.totals().data_files > 0;
         let change = FileChange { added, remove_all: first && something, ..FileChange::default() };
+        let position = reached.as_ref().map(|reached| reached.position);
         let advance = Advance::Copy { progress: progress.clone(), position };
-        let commit = TableCommit { change, advance, counts, schema };
+        let lanes = reached.and_then(|reached| reached.lanes.of(&self.schema.source).cloned());
+        let commit = TableCommit { change, advance, counts, schema, lanes };
         self.committer.commit(&mut self.mirror.table, commit).await?;
         self.progress = progress;
         Ok(())

@@ -11,13 +11,16 @@ use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field};
 use iceberg::spec::{Schema, Struct};
 
-use crate::change::ChangeChunk;
+use crate::change::{ChangeChunk, LaneOrigins};
 use crate::commit::{Advance, Counts, FileChange, LakeTable, TableCommit};
 use crate::error::Problem;
 use crate::mirror::{data_location, take_rows};
 use crate::position::Position;
 use crate::read::fit;
-use crate::schema::{BEFORE, COMMITTED_AT, OPERATION, ORDINAL, POSITION, TRANSACTION, TableSchema, with_added_columns};
+use crate::schema::{
+    ACTOR, BEFORE, COMMITTED_AT, LANE, OFFSET, OPERATION, ORDINAL, POSITION, TRANSACTION, TableSchema,
+    with_added_columns,
+};
 use crate::storage::Storage;
 use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner};
 
@@ -77,7 +80,7 @@ impl History {
             return None;
         }
         let change = FileChange { added, ..FileChange::default() };
-        Some(TableCommit { change, advance: Advance::Changes { to }, counts, schema })
+        Some(TableCommit { change, advance: Advance::Changes { to }, counts, schema, lanes: None })
     }
 
     fn evolve(&mut self, schema: &TableSchema) -> Result<(), Problem> {
@@ -115,11 +118,21 @@ fn column_of(chunk: &ChangeChunk, field: &Field) -> Result<ArrayRef, Problem> {
             Arc::new(times.with_timezone("+00:00"))
         }
         TRANSACTION => Arc::new(Int64Array::from_iter_values(origins().map(|origin| origin.transaction))),
+        LANE => Arc::new(StringArray::from_iter_values(lane_origins(chunk)?.lanes.iter().map(|lane| &**lane))),
+        OFFSET => Arc::new(StringArray::from_iter_values(lane_origins(chunk)?.offsets.iter().map(ToString::to_string))),
+        ACTOR => Arc::new(StringArray::from_iter(lane_origins(chunk)?.actors.iter().map(Option::as_deref))),
         BEFORE => before_of(chunk, field)?,
         name => match chunk.schema.columns.iter().position(|column| column.name == name) {
             Some(place) => fit(&chunk.rows[place], field)?,
             None => new_null_array(field.data_type(), chunk.len()),
         },
+    })
+}
+
+fn lane_origins(chunk: &ChangeChunk) -> Result<&LaneOrigins, Problem> {
+    chunk.lanes.as_ref().ok_or_else(|| {
+        let message = "changes came without their lanes";
+        Problem::halt_table("ROW_INVALID", &chunk.schema.source, message, "resync the table; report this")
     })
 }
 

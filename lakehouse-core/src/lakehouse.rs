@@ -23,7 +23,7 @@ use crate::foreign::check_foreign;
 use crate::history::History;
 use crate::mirror::Mirror;
 use crate::planted::{Bug, Planted};
-use crate::position::Position;
+use crate::position::{Boundary, Position};
 use crate::schema::{TableName, TableSchema};
 use crate::storage::Storage;
 
@@ -69,7 +69,7 @@ pub enum Written {
 
 /// A closed batch whose files are written and that nothing knows yet. Only [`Lakehouse::write`] makes one.
 pub struct WrittenBatch {
-    to: Position,
+    to: Boundary,
 }
 
 impl Lakehouse {
@@ -79,12 +79,14 @@ impl Lakehouse {
         environment: Environment,
         mut control: Control,
         source: String,
-        first: Position,
+        first: impl Into<Boundary>,
         schemas: Vec<Arc<TableSchema>>,
     ) -> Result<Self, Problem> {
+        let first = first.into();
         let first = Cut {
             source: source.clone(),
-            position: first,
+            position: first.position,
+            lanes: first.lanes,
             epoch: 0,
             committed_at: chrono::Utc::now().timestamp_millis(),
             tables: BTreeMap::new(),
@@ -210,6 +212,18 @@ impl Lakehouse {
         self.control.state().cut.as_ref().map_or(Position::START, |cut| cut.position)
     }
 
+    /// The cut from which changes are needed, with its lanes.
+    pub fn resume_boundary(&self) -> Boundary {
+        self.control.state().cut.as_ref().map(Cut::boundary).unwrap_or_default()
+    }
+
+    /// The highest position of the cut and of any table. Who numbers boundaries counts on from here: a table that stands
+    /// ahead of the cut holds a boundary that will not come again.
+    pub fn highest_position(&self) -> Position {
+        let tables = self.tables.values().flat_map(CapturedTable::lake_tables).filter_map(LakeTable::expected);
+        tables.max().unwrap_or_default().max(self.resume_position())
+    }
+
     pub fn epoch(&self) -> u64 {
         self.committer.epoch
     }
@@ -240,9 +254,9 @@ impl Lakehouse {
         TableCopy::begin(mirror, schema, self.committer.clone())
     }
 
-    pub async fn finish_copy(&mut self, copy: TableCopy, consistent_point: Position) -> Result<(), Problem> {
+    pub async fn finish_copy(&mut self, copy: TableCopy, consistent_point: impl Into<Boundary>) -> Result<(), Problem> {
         let source = copy.target().schema().source.clone();
-        let mirror = copy.finish(consistent_point).await?;
+        let mirror = copy.finish(consistent_point.into()).await?;
         self.tables.get_mut(&source).expect("begin_copy left it here").mirror = Some(mirror);
         self.begin_histories().await?;
         self.protect();
@@ -253,13 +267,13 @@ impl Lakehouse {
     /// more would never give a reason for the next one.
     async fn complete_cut(&mut self) -> Result<(), Problem> {
         match self.incomplete_cut() {
-            Some(position) => self.write_cut(position).await.map(drop),
+            Some(boundary) => self.write_cut(boundary).await.map(drop),
             None => Ok(()),
         }
     }
 
-    /// The position of the cut, if all tables are copied and it does not name each of them.
-    fn incomplete_cut(&self) -> Option<Position> {
+    /// Where the cut stands, if all tables are copied and it does not name each of them.
+    fn incomplete_cut(&self) -> Option<Boundary> {
         let cut = self.control.state().cut.as_ref()?;
         let mut named = true;
         for (source, captured) in &self.tables {
@@ -268,7 +282,7 @@ impl Lakehouse {
                 named &= cut.tables.contains_key(&table.name().to_string());
             }
         }
-        (!named).then_some(cut.position)
+        (!named).then(|| cut.boundary())
     }
 
     /// A table leaves the cut where it stands; the others go on (protocol C8).
@@ -280,14 +294,15 @@ impl Lakehouse {
 
     /// A history begins where its mirror's copy ends; without a mirror, where the pipeline does.
     async fn begin_histories(&mut self) -> Result<(), Problem> {
-        let start = self.resume_position();
+        let start = self.resume_boundary();
         for captured in self.tables.values_mut() {
             let Some(history) = &mut captured.history else { continue };
             let begin = match &captured.mirror {
-                Some(mirror) => mirror.table.expected(),
-                None => Some(start).filter(|_| !captured.schema.has_mirror()),
+                Some(mirror) => mirror.table.expected().map(|position| (position, mirror.table.state.lanes.clone())),
+                None if captured.schema.has_mirror() => None,
+                None => Some((start.position, start.lanes.of(&captured.schema.source).cloned())),
             };
-            let (None, Some(begin)) = (history.table.expected(), begin) else {
+            let (None, Some((begin, lanes))) = (history.table.expected(), begin) else {
                 continue;
             };
             let progress = CopyProgress { attempt: begin.to_string(), chunks: 0, done: true };
@@ -296,6 +311,7 @@ impl Lakehouse {
                 advance: Advance::Copy { progress, position: Some(begin) },
                 counts: Counts::default(),
                 schema: None,
+                lanes,
             };
             self.committer.commit(&mut history.table, commit).await?;
         }
@@ -304,7 +320,7 @@ impl Lakehouse {
 
     /// Writes the files of a batch, or of a part of one. What a table has is skipped (protocol A2).
     pub async fn write(&mut self, batch: Batch) -> Result<Written, Problem> {
-        let boundary = batch.boundary();
+        let boundary = batch.boundary().cloned();
         for HaltedTable { table, position, code, reason } in batch.halted {
             let position = self.tables.get(&table).and_then(CapturedTable::expected).unwrap_or(position);
             self.leave(&table, position, code, reason);
@@ -360,11 +376,11 @@ impl Lakehouse {
     pub async fn commit(&mut self, written: WrittenBatch) -> Result<Option<DurablePosition>, Problem> {
         let WrittenBatch { to } = written;
         let tables = std::mem::take(&mut self.tables);
-        let committer = &self.committer;
+        let (committer, reached) = (&self.committer, &to);
         let left: HashSet<&String> = self.left.keys().collect();
         let (idle, busy): (Vec<_>, Vec<_>) = tables.into_iter().partition(|(source, _)| left.contains(source));
         let done = stream::iter(busy).map(|(source, mut captured)| async move {
-            let result = captured.commit(committer, to).await;
+            let result = captured.commit(committer, reached).await;
             (source, captured, result)
         });
         let done: Vec<_> = done.buffer_unordered(self.environment.tables_at_once).collect().await;
@@ -374,9 +390,9 @@ impl Lakehouse {
         self.write_cut(to).await
     }
 
-    async fn write_cut(&mut self, to: Position) -> Result<Option<DurablePosition>, Problem> {
+    async fn write_cut(&mut self, to: Boundary) -> Result<Option<DurablePosition>, Problem> {
         // A source that has forgotten what was acknowledged sends it again; the cut does not go back with it.
-        if to < self.resume_position() {
+        if to.position < self.resume_position() {
             return Ok(None);
         }
         let mut tables = BTreeMap::new();
@@ -386,7 +402,9 @@ impl Lakehouse {
             }
             for table in captured.lake_tables() {
                 let Some(expected) = table.expected() else { continue };
-                if expected > to {
+                let (ours, theirs) = (to.lanes.of(source), table.state.lanes.as_ref());
+                let covered = theirs.is_none_or(|theirs| ours.is_some_and(|ours| ours.cover(theirs)));
+                if expected > to.position || !covered {
                     return Ok(None);
                 }
                 let id = table.loaded.snapshot_id().expect("a table with a position has a snapshot");
@@ -395,7 +413,8 @@ impl Lakehouse {
         }
         let cut = Cut {
             source: self.committer.source.clone(),
-            position: to,
+            position: to.position,
+            lanes: to.lanes,
             epoch: self.committer.epoch,
             committed_at: chrono::Utc::now().timestamp_millis(),
             tables,
@@ -489,39 +508,45 @@ impl CapturedTable {
 
     /// Mirror and history in parallel, behind the values that only the mirror can fill in.
     fn write_part(&mut self, chunks: Vec<ChangeChunk>, no_skip: bool) -> Result<(), Problem> {
-        let new = |chunks: &[ChangeChunk], reached: Option<Position>| -> Vec<ChangeChunk> {
-            let reached = reached.filter(|_| !no_skip).unwrap_or(Position::START);
-            chunks.iter().cloned().filter_map(|chunk| chunk.after(reached)).collect()
+        let new = |chunks: &[ChangeChunk], reached: &TableState| -> Vec<ChangeChunk> {
+            let chunks = chunks.iter().cloned();
+            match no_skip {
+                true => chunks.collect(),
+                false => chunks.filter_map(|chunk| chunk.after(reached)).collect(),
+            }
         };
         let Some(mirror) = &mut self.mirror else {
             let Some(history) = &mut self.history else {
                 return Ok(());
             };
-            return history.write_part(&new(&chunks, history.table.expected()));
+            return history.write_part(&new(&chunks, &history.table.state));
         };
         // A history is committed before its mirror, so it is never behind: it needs no value that the mirror lacks.
-        let mut chunks = new(&chunks, mirror.table.expected());
+        let mut chunks = new(&chunks, &mirror.table.state);
         mirror.prepare(&mut chunks)?;
         let Some(history) = &mut self.history else {
             return mirror.write_part(&chunks);
         };
-        let ahead = history.table.expected();
+        let ahead = history.table.state.clone();
         std::thread::scope(|scope| {
-            let beside = scope.spawn(|| history.write_part(&new(&chunks, ahead)));
+            let beside = scope.spawn(|| history.write_part(&new(&chunks, &ahead)));
             let mirrored = mirror.write_part(&chunks);
             let recorded = beside.join().unwrap_or_else(|_| Err(Problem::retry("INTERRUPTED", "", "writing panicked")));
             mirrored.and(recorded)
         })
     }
 
-    async fn commit(&mut self, committer: &Committer, to: Position) -> Result<(), Problem> {
+    async fn commit(&mut self, committer: &Committer, to: &Boundary) -> Result<(), Problem> {
+        let lanes = to.lanes.of(&self.schema.source);
         if let Some(history) = &mut self.history
-            && let Some(commit) = history.finish(to)
+            && let Some(commit) = history.finish(to.position)
         {
+            let commit = TableCommit { lanes: lanes.cloned(), ..commit };
             committer.commit(&mut history.table, commit).await?;
         }
         let Some(mirror) = &mut self.mirror else { return Ok(()) };
-        if let Some(commit) = tokio::task::block_in_place(|| mirror.finish(to))? {
+        if let Some(commit) = tokio::task::block_in_place(|| mirror.finish(to.position))? {
+            let commit = TableCommit { lanes: lanes.cloned(), ..commit };
             let change = commit.change.clone();
             let snapshot = committer.commit(&mut mirror.table, commit).await?;
             tokio::task::block_in_place(|| mirror.landed(snapshot, &change))?;

@@ -10,6 +10,7 @@
 //! | *change* | one row inserted, updated or deleted at the source, or a truncate of a table |
 //! | *chunk* | changes of one table, column by column |
 //! | *position* | how far the source has been read: the end of the last transaction included |
+//! | *lane* | a part of a source's log with an order of its own; a write-ahead log is one lane, a log in shards has many |
 //! | *boundary* | a position at which no source transaction is open |
 //! | *batch* | all changes between two boundaries; the unit that is committed |
 //! | *snapshot* | always an Iceberg snapshot |
@@ -42,6 +43,7 @@ mod history;
 pub mod key_hash;
 pub mod key_index;
 pub mod lakehouse;
+pub mod lanes;
 pub mod live;
 mod mirror;
 pub mod overflow;

@@ -247,7 +247,8 @@ impl Mirror {
         }
         let mut change = FileChange { added: open.added, remove_all, ..FileChange::default() };
         self.write_deletes(&open.gone, &mut change)?;
-        Ok(Some(TableCommit { change, advance: Advance::Changes { to }, counts: open.counts, schema: open.schema }))
+        let (counts, schema) = (open.counts, open.schema);
+        Ok(Some(TableCommit { change, advance: Advance::Changes { to }, counts, schema, lanes: None }))
     }
 
     /// One delete file per data file: the new positions merged with those of the file it replaces (protocol F8).

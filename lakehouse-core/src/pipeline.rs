@@ -71,7 +71,7 @@ pub async fn run(
                     }
                 }
                 if limits.planted.is(Bug::AcknowledgeBeforeCommit) && let Some(early) = collected.batch.boundary() {
-                    source.acknowledge(&DurablePosition::planted(early));
+                    source.acknowledge(&DurablePosition::planted(early.position));
                 }
             }
             () = collected.due() => {}
@@ -136,11 +136,11 @@ impl Collected {
                 self.due.get_or_insert_with(|| Instant::now() + self.limits.interval);
                 self.batch.absorb(chunk);
                 if self.limits.planted.is(Bug::SplitTransaction) {
-                    let middle = self.batch.boundary().unwrap_or(self.reached);
+                    let middle = self.batch.boundary().map_or(self.reached, |boundary| boundary.position);
                     self.batch.close_at(Position::new(middle.offset() + 1));
                 }
             }
-            SourceEvent::Boundary(position) => self.batch.close_at(position),
+            SourceEvent::Boundary(boundary) => self.batch.close_at(boundary),
             SourceEvent::TableHalted { table, position, code, reason } => {
                 self.due.get_or_insert_with(|| Instant::now() + self.limits.interval);
                 self.batch.halted.push(HaltedTable { table, position, code, reason });
@@ -175,13 +175,13 @@ impl Collected {
         match self.batch.has_changes() {
             true => due,
             // A source that only moves on.
-            false => boundary > self.reached && (due || late(self.idle_since + self.limits.idle_interval)),
+            false => boundary.position > self.reached && (due || late(self.idle_since + self.limits.idle_interval)),
         }
     }
 
     /// Waits until the batch is due by time. For ever, if nothing is there that time alone makes due.
     async fn due(&self) {
-        let moved = self.batch.boundary().is_some_and(|boundary| boundary > self.reached);
+        let moved = self.batch.boundary().is_some_and(|boundary| boundary.position > self.reached);
         let now = Instant::now();
         match (self.batch.has_changes(), self.due) {
             (true, Some(due)) if due > now => tokio::time::sleep_until(due).await,
@@ -194,7 +194,7 @@ impl Collected {
 
     fn take(&mut self) -> Batch {
         let whole = self.batch.boundary().is_some();
-        self.reached = self.batch.boundary().unwrap_or(self.reached);
+        self.reached = self.batch.boundary().map_or(self.reached, |boundary| boundary.position);
         self.idle_since = Instant::now();
         self.due = None;
         self.begun = !whole;

@@ -5,7 +5,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A place in a source's change log: the offset just behind the last change included. Ordered, opaque.
+use crate::lanes::Lanes;
+
+/// A place in a source's change log: the offset just behind the last change included. Ordered, opaque. Of a log with many
+/// lanes it is the number of a boundary; see [`Boundary`].
 ///
 /// Its text is what write-ahead logs print: two hexadecimal halves with a slash between, `16/B374D848`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +35,20 @@ impl Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+/// A position at which no source transaction is open, and how far the lanes of the log had been read there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Boundary {
+    pub position: Position,
+    /// Empty for a log with one lane.
+    pub lanes: Lanes,
+}
+
+impl From<Position> for Boundary {
+    fn from(position: Position) -> Self {
+        Self { position, lanes: Lanes::default() }
     }
 }
 

@@ -103,6 +103,8 @@ pub struct TableSchema {
     pub partition: Vec<PartitionBy>,
     /// Also keep `<table>_history`.
     pub history: bool,
+    /// The source's log has many lanes: the history says which, and where in it.
+    pub many_lanes: bool,
 }
 
 impl TableSchema {
@@ -152,7 +154,7 @@ impl TableSchema {
     pub fn history_schema(&self) -> Result<Schema, Problem> {
         let mut ids = FieldIds(0);
         let mut fields = Vec::new();
-        for field in history_fields() {
+        for field in history_fields(self.many_lanes) {
             let data_type = field_type(field.data_type(), &mut ids, &self.source)?;
             fields.push(Arc::new(NestedField::new(ids.next(), field.name(), data_type, !field.is_nullable())));
         }
@@ -256,16 +258,31 @@ pub const TRANSACTION: &str = "_cdc_transaction_id";
 /// Name of the history's column for the old image.
 pub const BEFORE: &str = "_cdc_before";
 
-/// The columns that stand first in every history table.
-pub fn history_fields() -> Vec<Field> {
+/// Name of the history's column for the lane of the source's log, where it has many.
+pub const LANE: &str = "_cdc_lane";
+/// Name of the history's column for the place in the lane.
+pub const OFFSET: &str = "_cdc_offset";
+/// Name of the history's column for who made the change, if it was not a client.
+pub const ACTOR: &str = "_cdc_actor";
+
+/// The columns that stand first in every history table. A log with many lanes has no transactions.
+pub fn history_fields(many_lanes: bool) -> Vec<Field> {
     let utc = DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into()));
-    vec![
+    let mut fields = vec![
         Field::new(OPERATION, DataType::Utf8, false),
         Field::new(POSITION, DataType::Int64, false),
         Field::new(ORDINAL, DataType::Int32, false),
         Field::new(COMMITTED_AT, utc, false),
-        Field::new(TRANSACTION, DataType::Int64, false),
-    ]
+    ];
+    fields.extend(match many_lanes {
+        false => vec![Field::new(TRANSACTION, DataType::Int64, false)],
+        true => vec![
+            Field::new(LANE, DataType::Utf8, false),
+            Field::new(OFFSET, DataType::Utf8, false),
+            Field::new(ACTOR, DataType::Utf8, true),
+        ],
+    });
+    fields
 }
 
 /// One field of a partition spec as the configuration writes it: `day(paid_at)`, `bucket(16, customer_id)`.
@@ -495,6 +512,7 @@ mod tests {
 
     fn table(columns: &[(&str, DataType)]) -> TableSchema {
         TableSchema {
+            many_lanes: false,
             source: "public.t".into(),
             mirror: TableName::new("ns", "t"),
             columns: columns

@@ -7,7 +7,7 @@ use std::future::Future;
 use crate::change::ChangeChunk;
 use crate::commit::DurablePosition;
 use crate::error::Problem;
-use crate::position::Position;
+use crate::position::{Boundary, Position};
 
 /// What a source delivers, in source order.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub enum SourceEvent {
     Changes(ChangeChunk),
     /// Everything delivered so far is whole: no transaction that ends at or before this position is missing, and none
     /// is open (protocol A1).
-    Boundary(Position),
+    Boundary(Boundary),
     /// One table cannot go on; the others do (protocol C8). Its changes after `position` are not delivered.
     TableHalted { table: String, position: Position, code: &'static str, reason: String },
     /// The source has ended (scripted sources and bounded runs only).

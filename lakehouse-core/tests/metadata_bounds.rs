@@ -236,7 +236,7 @@ async fn mirror(catalog: Arc<InMemory>, commits: usize) -> Run {
         let before: HashSet<String> = table.live.manifests.iter().map(|file| file.manifest_path.clone()).collect();
         let counts = Counts { inserted: 10, updated: 3, deleted: 1, digest: u128::MAX / 3 };
         let to = Position::new(0xF_0000_0000 + number as u64);
-        let commit = TableCommit { change, advance: Advance::Changes { to }, counts, schema: None };
+        let commit = TableCommit { change, advance: Advance::Changes { to }, counts, schema: None, lanes: None };
         let id = committer.commit(&mut table, commit).await.expect("a commit");
         let carried: HashSet<&String> = table.live.manifests.iter().map(|file| &file.manifest_path).collect();
         before.iter().filter(|path| !carried.contains(path)).for_each(|path| remove(path));
@@ -281,6 +281,7 @@ async fn control(catalog: Arc<InMemory>, commits: usize, tables: usize) -> Run {
             (format!("payments_of_the_shop.a_table_with_a_name_{table:05}"), fastrand::i64(1 << 60..).to_string())
         });
         Cut {
+            lanes: Default::default(),
             source: "postgres system 7123456789012345678 timeline 1 slot lakehouse_payments".to_owned(),
             position: Position::new(0xF_0000_0000 + number as u64),
             epoch: 1,

@@ -361,7 +361,7 @@ fn a_transaction_larger_than_memory_is_committed_as_soon_as_it_ends() {
         let worker = Worker { bytes: 1, ..Worker::plain(0) };
         let transaction = &world.script.transactions[1];
         let events = chunks(&world.script, std::slice::from_ref(transaction), 1).into_iter().map(SourceEvent::Changes);
-        let source = ScriptedSource::of(&world.slot, events.chain([SourceEvent::Boundary(transaction.end)]));
+        let source = ScriptedSource::of(&world.slot, events.chain([SourceEvent::Boundary(transaction.end.into())]));
         let (mut source, stop) = (source.without_end(), tokio_util::sync::CancellationToken::new());
         let running = tokio::spawn({
             let (limits, stop) = (world.limits(&worker), stop.clone());
@@ -386,6 +386,7 @@ fn a_control_table_with_more_than_the_kept_cuts_expires_its_oldest() {
         let mut control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.unwrap();
         control.keep_cuts(5);
         let cut = |number: u64| Cut {
+            lanes: Default::default(),
             source: SOURCE.into(),
             position: Position::new(number),
             epoch: 1,
@@ -413,6 +414,7 @@ fn a_tag_that_comes_between_plan_and_expiry_keeps_its_snapshot() {
     block_on(async {
         let world = world(&[]);
         let cut = |number: u64| Cut {
+            lanes: Default::default(),
             source: SOURCE.into(),
             position: Position::new(number),
             epoch: 1,
@@ -496,6 +498,7 @@ fn a_cut_of_another_source_is_refused_and_nothing_is_written() {
         let world = world(&[&[FIRST]]);
         let mut control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.unwrap();
         let cut = Cut {
+            lanes: Default::default(),
             source: "postgres system 8 slot 1".into(),
             position: world.script.consistent_point,
             epoch: 0,

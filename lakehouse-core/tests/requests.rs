@@ -118,7 +118,7 @@ impl<'a> Bench<'a> {
     async fn commit(&mut self, change: FileChange) {
         self.reached += 1;
         let advance = Advance::Changes { to: Position::new(self.reached) };
-        let commit = TableCommit { change, advance, counts: Counts::default(), schema: None };
+        let commit = TableCommit { change, advance, counts: Counts::default(), schema: None, lanes: None };
         self.committer.commit(&mut self.table, commit).await.expect("a commit");
     }
 

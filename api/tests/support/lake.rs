@@ -76,6 +76,7 @@ async fn commit(lakehouse: &mut Lakehouse, schema: &Arc<TableSchema>, to: u64, c
     let rows: Vec<Row<'_>> = changes.iter().map(|(_, row)| *row).collect();
     let mut batch = Batch::default();
     batch.absorb(ChangeChunk {
+        lanes: None,
         schema: Arc::clone(schema),
         operations: changes.iter().map(|(operation, _)| *operation).collect(),
         origins: (0..changes.len()).map(origin).collect(),
@@ -98,6 +99,7 @@ fn schema() -> TableSchema {
         required: name == "id",
     };
     TableSchema {
+        many_lanes: false,
         source: "public.orders".to_owned(),
         mirror: TableName::new("app", "orders"),
         columns: vec![

@@ -18,8 +18,9 @@ use super::window::{Window, expire_oldest};
 use super::{ATTEMPTS, FIRST_PAUSE, FileChange, LONGEST_PAUSE, fenced, moved, new_snapshot_id};
 use crate::catalog::{Catalog, LoadedTable, Swap};
 use crate::error::Problem;
+use crate::lanes::Lanes;
 use crate::live::LiveFiles;
-use crate::position::Position;
+use crate::position::{Boundary, Position};
 use crate::schema::TableName;
 use crate::storage::Storage;
 
@@ -35,6 +36,9 @@ const CUTS_AT_ONCE: usize = 100;
 pub struct Cut {
     pub source: String,
     pub position: Position,
+    /// How far the lanes of the source's log had been read; empty for a log with one lane.
+    #[serde(default, skip_serializing_if = "Lanes::is_empty")]
+    pub lanes: Lanes,
     pub epoch: u64,
     /// Milliseconds since 1970, by the worker's clock; for people, not for rules.
     pub committed_at: i64,
@@ -43,6 +47,12 @@ pub struct Cut {
     /// Tables that have left the cut (protocol C8), by their name at the source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left: BTreeMap<String, LeftTable>,
+}
+
+impl Cut {
+    pub fn boundary(&self) -> Boundary {
+        Boundary { position: self.position, lanes: self.lanes.clone() }
+    }
 }
 
 /// Why and where a table has left the cut.
@@ -55,16 +65,20 @@ pub struct LeftTable {
 
 /// A position that a landed cut holds. Only this module makes one, so nothing else can be acknowledged (protocol C2).
 #[derive(Clone, Debug)]
-pub struct DurablePosition(Position);
+pub struct DurablePosition(Boundary);
 
 impl DurablePosition {
     pub fn get(&self) -> Position {
-        self.0
+        self.0.position
+    }
+
+    pub fn lanes(&self) -> &Lanes {
+        &self.0.lanes
     }
 
     /// The planted bug B1 needs what the type exists to prevent.
     pub(crate) fn planted(position: Position) -> Self {
-        Self(position)
+        Self(position.into())
     }
 }
 
@@ -143,9 +157,9 @@ impl Control {
 
     /// Protocol C1. On success the position may be acknowledged.
     pub async fn write_cut(&mut self, cut: Cut) -> Result<DurablePosition, Problem> {
-        let position = cut.position;
+        let reached = cut.boundary();
         self.settle(self.state.epoch, Some(cut), None).await?;
-        Ok(DurablePosition(position))
+        Ok(DurablePosition(reached))
     }
 
     /// Moves the control table from the state that we know to the next, by token. An answer that did not come is

@@ -1,11 +1,13 @@
 //! The `cdc.*` properties: what a table says of itself, in the same commit as its data (protocol B1).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::LoadedTable;
 use crate::error::Problem;
+use crate::lanes::TableLanes;
 use crate::position::Position;
 
 pub const POSITION: &str = "cdc.position";
@@ -14,6 +16,8 @@ pub const OWNER: &str = "cdc.owner";
 pub const SOURCE: &str = "cdc.source";
 pub const BATCH: &str = "cdc.batch";
 pub const FORMAT: &str = "cdc.format";
+/// How far the lanes of the table's log have been read at its position; only of a log with many.
+pub const LANES: &str = "cdc.lanes";
 pub const COPY: &str = "cdc.copy";
 pub const CUT: &str = "cdc.cut";
 /// Set before a slot is created, so that a slot found later is known to be ours.
@@ -52,6 +56,8 @@ pub struct TableState {
     pub source: Option<String>,
     pub batch: Option<String>,
     pub copy: Option<CopyProgress>,
+    /// At `position`; only of a log with many lanes.
+    pub lanes: Option<Arc<TableLanes>>,
 }
 
 impl TableState {
@@ -63,6 +69,7 @@ impl TableState {
             return Err(Problem::halt("NEWER_FORMAT", table.name.to_string(), message, remedy));
         }
         let position = table.property(POSITION).map(str::parse).transpose();
+        let lanes = table.property(LANES).map(serde_json::from_str).transpose();
         let copy = table.property(COPY).map(serde_json::from_str).transpose();
         Ok(Self {
             position: position.map_err(|_| unreadable(table, POSITION))?,
@@ -70,6 +77,7 @@ impl TableState {
             source: table.property(SOURCE).map(str::to_owned),
             batch: table.property(BATCH).map(str::to_owned),
             copy: copy.map_err(|_| unreadable(table, COPY))?,
+            lanes: lanes.map_err(|_| unreadable(table, LANES))?.map(Arc::new),
         })
     }
 }

@@ -158,6 +158,7 @@ mod tests {
     /// `epoch:position`, or `epoch` alone before the first cut.
     fn check(script: &str) -> Check {
         let cut = |(source, position): (&str, &str), epoch| Cut {
+            lanes: Default::default(),
             source: source.to_owned(),
             position: Position::new(position.parse().unwrap()),
             epoch,

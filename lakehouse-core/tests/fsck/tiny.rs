@@ -34,6 +34,7 @@ pub(crate) fn schema(key: Key) -> Arc<TableSchema> {
     };
     let keyed = matches!(key, Key::Columns(_));
     Arc::new(TableSchema {
+        many_lanes: false,
         source: "public.t".into(),
         mirror: TableName::new("ns", "t"),
         columns: vec![
@@ -85,6 +86,7 @@ fn transaction(schema: &Arc<TableSchema>, script: &str, commit: Position) -> Cha
     let old = as_columns(&before);
     let origin = |ordinal| Origin { commit, committed_at: 1_700_000_000_000_000, transaction: 7, ordinal };
     ChangeChunk {
+        lanes: None,
         schema: Arc::clone(schema),
         origins: (0..).take(operations.len()).map(origin).collect(),
         operations,

@@ -109,6 +109,7 @@ impl Table {
             required: keyed && place == 0,
         });
         Arc::new(TableSchema {
+            many_lanes: false,
             source: self.name.to_owned(),
             mirror: self.mirror(),
             columns: columns.collect(),

@@ -83,11 +83,11 @@ impl ScriptedSource {
             rest = behind;
             events.extend(chunks(script, group, chunking.rows).into_iter().map(SourceEvent::Changes));
             let last = group.last().expect("a group is not empty");
-            events.push_back(SourceEvent::Boundary(last.end));
-            events.extend(last.keepalive.map(SourceEvent::Boundary));
+            events.push_back(SourceEvent::Boundary(last.end.into()));
+            events.extend(last.keepalive.map(|end| SourceEvent::Boundary(end.into())));
         }
         // The server's end of the log is told also when no transaction is left.
-        events.push_back(SourceEvent::Boundary(script.end()));
+        events.push_back(SourceEvent::Boundary(script.end().into()));
         Self::of(slot, events)
     }
 
@@ -184,6 +184,7 @@ fn chunk(table: &Table, changes: &[(Change, Origin)]) -> ChangeChunk {
     let left_out = |column: usize| -> BooleanArray { images.iter().map(|i| Some(i.3.contains(&column))).collect() };
     let unchanged = (0..width).map(|column| UnchangedColumn { column, rows: left_out(column) });
     ChangeChunk {
+        lanes: None,
         operations: images.iter().map(|image| image.0).collect(),
         origins: changes.iter().map(|(_, origin)| *origin).collect(),
         rows: columns(table, &rows, width),
