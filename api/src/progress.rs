@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use cdc_postgres::CopyObserver;
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use lakehouse_core::copy::CopyObserver;
 use tracing::info;
 
 /// Pace of log lines about one table.

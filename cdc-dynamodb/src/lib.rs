@@ -1,5 +1,10 @@
-//! DynamoDB as a source. What stands so far is what everything else here will rest on: numbers as DynamoDB means them.
+//! DynamoDB as a source: the copy by a scan, then the changes of its streams, shard by shard.
 //!
-//! Copy, shards and streams are not part of this release; the binary says so when a pipeline asks for them.
+//! The only crate that knows a shard. What a table's item becomes in the lake: `items.rs`.
 
+mod client;
+pub mod config;
+mod lineage;
 pub mod number;
+mod reader;
+pub mod table;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow_array::ArrayRef;
 use bytes::Bytes;
 use futures::StreamExt;
-use lakehouse_core::copy::{ChunkTarget, ChunkWriter, TableCopy, WrittenChunk};
+use lakehouse_core::copy::{ChunkTarget, ChunkWriter, CopyObserver, TableCopy, WrittenChunk};
 use lakehouse_core::error::Problem;
 use lakehouse_core::lakehouse::Lakehouse;
 use lakehouse_core::position::Position;
@@ -35,13 +35,6 @@ const ROWS_AT_ONCE: usize = 65_536;
 const BYTES_AT_ONCE: usize = 16 << 20;
 /// Pieces of the copy's stream between the network and the decoder.
 const PIECES_AHEAD: usize = 64;
-
-/// Told how the copy gets on.
-pub trait CopyObserver: Send + Sync {
-    fn begin(&self, table: &str, bytes_estimated: u64);
-    fn advance(&self, table: &str, rows: u64, bytes: u64);
-    fn done(&self, table: &str);
-}
 
 /// A table to be copied and what its publication lets through (R49).
 pub(crate) struct CopyTable {

@@ -24,7 +24,6 @@ pub mod values;
 mod verify;
 pub mod walsender;
 
-pub use copy::CopyObserver;
 pub use replicate::{end_of_wal, replicate};
 pub use validate::{Finding, Severity, validate};
 pub use verify::{TableVerdict, VerifyOptions, VerifyReport, verify};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lakehouse_core::commit::Control;
+use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, Lakehouse};
 use lakehouse_core::pipeline::{self, Limits};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::PostgresSource;
-use crate::copy::{CopyObserver, CopyTable, copy_tables};
+use crate::copy::{CopyTable, copy_tables};
 use crate::problem::{connect_problem, wal_problem};
 use crate::publication::Publications;
 use crate::relation::StreamedTable;

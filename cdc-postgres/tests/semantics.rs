@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cdc_postgres::CopyObserver;
+use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::Reaction;
 use lakehouse_core::planted::{Bug, Planted};
 use support::Shop;

@@ -22,7 +22,8 @@ pub struct AwsConfig {
 /// How long a connection may take to open.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-pub(crate) async fn load(config: &AwsConfig) -> SdkConfig {
+/// Region, credentials and connection deadline for any of the services.
+pub async fn load(config: &AwsConfig) -> SdkConfig {
     let timeouts = aws_config::timeout::TimeoutConfig::builder().connect_timeout(CONNECT_DEADLINE).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
     if let Some(region) = &config.region {
@@ -35,18 +36,18 @@ pub(crate) async fn load(config: &AwsConfig) -> SdkConfig {
 }
 
 /// A pause before the next attempt: exponential, at most 10 s, with full jitter.
-pub(crate) fn pause(attempt: u32) -> Duration {
+pub fn pause(attempt: u32) -> Duration {
     let longest = Duration::from_millis(100 << attempt.min(10)).min(Duration::from_secs(10));
     longest.mul_f64(fastrand::f64())
 }
 
 /// The HTTP status of a failed call, if there was an answer.
-pub(crate) fn status<E>(error: &SdkError<E>) -> Option<u16> {
+pub fn status<E>(error: &SdkError<E>) -> Option<u16> {
     error.raw_response().map(|response| response.status().as_u16())
 }
 
 /// What the service said, or how the call failed; without the request, which holds a signature.
-pub(crate) fn describe<E>(error: &SdkError<E>) -> String
+pub fn describe<E>(error: &SdkError<E>) -> String
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
 {
@@ -58,12 +59,12 @@ where
 }
 
 /// True where new credentials are all that is missing.
-pub(crate) fn credentials_expired<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+pub fn credentials_expired<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     matches!(error.code(), Some("ExpiredToken" | "ExpiredTokenException" | "RequestExpired"))
 }
 
 /// The beginning of a text that may be a page of HTML, as one line.
-pub(crate) fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     const LENGTH: usize = 300;
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(LENGTH) {

@@ -28,6 +28,13 @@ const FILE_BYTES: usize = 256 << 20;
 /// Data files that one chunk has open at the same time; partitions beyond close the largest.
 const OPEN_FILES: usize = 32;
 
+/// Told how the copy gets on.
+pub trait CopyObserver: Send + Sync {
+    fn begin(&self, table: &str, bytes_estimated: u64);
+    fn advance(&self, table: &str, rows: u64, bytes: u64);
+    fn done(&self, table: &str);
+}
+
 /// One attempt to copy one table into its mirror.
 pub struct TableCopy {
     mirror: Mirror,

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
-use cdc_postgres::CopyObserver;
 use cdc_postgres::config::{PostgresSource, TableOptions};
 use cdc_postgres::connection::{ConnectionSettings, Secret, Tls};
 use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
 use lakehouse_core::commit::{ControlState, Cut};
+use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
 use lakehouse_core::pipeline::Limits;

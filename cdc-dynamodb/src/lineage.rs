@@ -1,0 +1,343 @@
+//! The shards of one table's stream: which are known, how far they have been read, which may be read now. Pure: no I/O,
+//! no clock of its own.
+//!
+//! A listing is neither ordered nor complete: a shard appears late, its parent still looks open, one that is gone was only
+//! left out. So nothing is concluded from one listing that the next could take back: what looks like a loss is a loss only
+//! once it has lasted [`LISTING_LAG`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lakehouse_core::lanes::{Lane, LaneOffset, Reached, TableLanes};
+
+/// How long a listing may lag behind the shards that it lists.
+pub(crate) const LISTING_LAG: Duration = Duration::from_secs(60);
+
+/// A shard as the service lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListedShard {
+    pub id: String,
+    pub parent: Option<String>,
+    /// Its first sequence number.
+    pub first: LaneOffset,
+    /// It has ended, as far as the listing knows.
+    pub closed: bool,
+}
+
+/// Records that the service no longer has, or may not have. What was lost cannot be known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Gap {
+    #[error("shard {shard} is gone and had not been read to its end; it was read up to {reached}")]
+    Lost { shard: String, reached: String },
+    #[error("shard {shard} goes on from a shard that was never seen; whether changes were lost cannot be known")]
+    Orphan { shard: String },
+}
+
+/// Where to begin to read a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At its first sequence number, never at the trim horizon: that would begin silently behind what was trimmed (D26).
+    At(LaneOffset),
+    After(LaneOffset),
+}
+
+#[derive(Debug)]
+pub(crate) struct Lineage {
+    lanes: TableLanes,
+    /// First sequence numbers of shards of which nothing has been read.
+    firsts: BTreeMap<String, LaneOffset>,
+    /// Since when something has looked like a loss, by shard.
+    doubts: BTreeMap<String, Duration>,
+    /// Being read by somebody.
+    taken: BTreeSet<String>,
+}
+
+impl Lineage {
+    /// At the first start of a table (D4): everything in shards that have ended is older than the copy that follows; the
+    /// others are read from where they begin.
+    pub(crate) fn begin(log: &str, listing: &[ListedShard]) -> Self {
+        let listed = |id: &String| listing.iter().any(|shard| shard.id == *id);
+        let lane = |shard: &ListedShard| {
+            let parent = shard.parent.clone().filter(listed);
+            let at = if shard.closed { Reached::End } else { Reached::Nothing };
+            (shard.id.clone(), Lane { parent, at })
+        };
+        let lanes = listing.iter().map(lane).collect();
+        let mut begun = Self::resume(TableLanes { log: log.to_owned(), lanes, read_until: None });
+        begun.note_firsts(listing);
+        begun
+    }
+
+    /// From what a cut or a table holds.
+    pub(crate) fn resume(lanes: TableLanes) -> Self {
+        Self { lanes, firsts: BTreeMap::new(), doubts: BTreeMap::new(), taken: BTreeSet::new() }
+    }
+
+    pub(crate) fn lanes(&self) -> &TableLanes {
+        &self.lanes
+    }
+
+    /// Takes in one whole listing, read at `now` (any clock that does not go back). True if the lanes have changed.
+    pub(crate) fn observe(&mut self, listing: &[ListedShard], now: Duration) -> Result<bool, Gap> {
+        self.note_firsts(listing);
+        let registered = self.register(listing);
+        let forgotten = self.forget(listing);
+        self.check(listing, now)?;
+        Ok(registered || forgotten)
+    }
+
+    fn note_firsts(&mut self, listing: &[ListedShard]) {
+        self.firsts.extend(listing.iter().map(|shard| (shard.id.clone(), shard.first)));
+    }
+
+    /// Shards that are new, parents before children (D14).
+    fn register(&mut self, listing: &[ListedShard]) -> bool {
+        let mut any = false;
+        loop {
+            let known = |shard: &&ListedShard| {
+                !self.lanes.lanes.contains_key(&shard.id)
+                    && shard.parent.as_ref().is_some_and(|parent| self.lanes.lanes.contains_key(parent))
+            };
+            let new: Vec<&ListedShard> = listing.iter().filter(known).collect();
+            if new.is_empty() {
+                return any;
+            }
+            any = true;
+            for shard in new {
+                let lane = Lane { parent: shard.parent.clone(), at: Reached::Nothing };
+                self.lanes.lanes.insert(shard.id.clone(), lane);
+            }
+        }
+    }
+
+    /// Shards that have ended, are no longer listed and have handed on to their children; the eldest first, so that what is
+    /// missing among the lanes is always old (D19).
+    fn forget(&mut self, listing: &[ListedShard]) -> bool {
+        let mut any = false;
+        loop {
+            let lanes = &self.lanes.lanes;
+            let parents: BTreeSet<&String> = lanes.values().filter_map(|lane| lane.parent.as_ref()).collect();
+            let old = lanes.iter().find(|(id, lane)| {
+                let eldest = lane.parent.as_ref().is_none_or(|parent| !lanes.contains_key(parent));
+                let listed = listing.iter().any(|shard| shard.id == **id);
+                lane.at == Reached::End && eldest && !listed && parents.contains(id)
+            });
+            let Some(id) = old.map(|(id, _)| id.clone()) else { return any };
+            self.lanes.lanes.remove(&id);
+            self.firsts.remove(&id);
+            any = true;
+        }
+    }
+
+    /// What looks like a loss, and whether it has lasted long enough to be one (D14, D17).
+    fn check(&mut self, listing: &[ListedShard], now: Duration) -> Result<(), Gap> {
+        let lanes = &self.lanes.lanes;
+        let lost =
+            lanes.iter().filter(|(id, lane)| lane.at != Reached::End && !listing.iter().any(|shard| shard.id == **id));
+        let lost = lost.map(|(id, lane)| {
+            let reached = match lane.at {
+                Reached::Offset(offset) => offset.to_string(),
+                Reached::Nothing | Reached::End => "nothing".to_owned(),
+            };
+            (id.clone(), Gap::Lost { shard: id.clone(), reached })
+        });
+        let orphans = listing.iter().filter(|shard| {
+            let listed = |id: &String| listing.iter().any(|shard| shard.id == *id);
+            let waits = shard.parent.as_ref().is_some_and(listed);
+            !lanes.contains_key(&shard.id) && !waits && !self.is_old(shard)
+        });
+        let orphans = orphans.map(|shard| (shard.id.clone(), Gap::Orphan { shard: shard.id.clone() }));
+        let found: BTreeMap<String, Gap> = lost.chain(orphans).collect();
+        self.doubts.retain(|id, _| found.contains_key(id));
+        for (id, gap) in found {
+            let since = *self.doubts.entry(id).or_insert(now);
+            if now.saturating_sub(since) >= LISTING_LAG {
+                return Err(gap);
+            }
+        }
+        Ok(())
+    }
+
+    /// A shard that was read and forgotten may be listed once more.
+    fn is_old(&self, shard: &ListedShard) -> bool {
+        shard.closed && self.lanes.lanes.values().any(|lane| lane.parent.as_ref() == Some(&shard.id))
+    }
+
+    /// Shards that may be read and that nobody reads: those whose parent has been read to its end (D13). Each is handed out
+    /// once.
+    pub(crate) fn take_readable(&mut self) -> Vec<(String, Start)> {
+        let lanes = &self.lanes.lanes;
+        let ready = lanes.iter().filter(|(id, lane)| {
+            let parent = lane.parent.as_ref().and_then(|parent| lanes.get(parent));
+            !self.taken.contains(*id) && parent.is_none_or(|parent| parent.at == Reached::End)
+        });
+        let start = |(id, lane): (&String, &Lane)| {
+            let start = match lane.at {
+                Reached::End => return None,
+                Reached::Offset(offset) => Start::After(offset),
+                Reached::Nothing => Start::At(*self.firsts.get(id)?),
+            };
+            Some((id.clone(), start))
+        };
+        let ready: Vec<(String, Start)> = ready.filter_map(start).collect();
+        self.taken.extend(ready.iter().map(|(id, _)| id.clone()));
+        ready
+    }
+
+    pub(crate) fn advance(&mut self, shard: &str, offset: LaneOffset) {
+        if let Some(lane) = self.lanes.lanes.get_mut(shard) {
+            lane.at = lane.at.max(Reached::Offset(offset));
+        }
+    }
+
+    /// The shard has been read to its end: to the answer that says that nothing follows, never to an empty page or to an
+    /// error (D16).
+    pub(crate) fn end(&mut self, shard: &str) {
+        if let Some(lane) = self.lanes.lanes.get_mut(shard) {
+            lane.at = Reached::End;
+        }
+        self.taken.remove(shard);
+    }
+
+    /// Shards that are being followed.
+    pub(crate) fn open(&self) -> impl Iterator<Item = &str> {
+        self.lanes.lanes.iter().filter(|(_, lane)| lane.at != Reached::End).map(|(id, _)| id.as_str())
+    }
+
+    pub(crate) fn seen_at_tip(&mut self, until: i64) {
+        self.lanes.read_until = self.lanes.read_until.max(Some(until));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn number(text: &str) -> LaneOffset {
+        text.parse().unwrap()
+    }
+
+    /// `child<parent`, with `.` behind it when it is closed.
+    fn listing(texts: &[&str]) -> Vec<ListedShard> {
+        let shard = |text: &&str| {
+            let closed = text.ends_with('.');
+            let line = text.trim_end_matches('.');
+            let (id, parent) = line.split_once('<').map_or((line, None), |(id, parent)| (id, Some(parent.to_owned())));
+            ListedShard { id: id.to_owned(), parent, first: number("100"), closed }
+        };
+        texts.iter().map(shard).collect()
+    }
+
+    fn ids(readable: Vec<(String, Start)>) -> Vec<String> {
+        readable.into_iter().map(|(id, _)| id).collect()
+    }
+
+    fn begun(texts: &[&str]) -> Lineage {
+        Lineage::begin("arn", &listing(texts))
+    }
+
+    #[test]
+    fn the_first_start_reads_open_shards_from_where_they_begin_and_no_other() {
+        let mut lineage = begun(&["a.", "b<a", "c"]);
+        assert_eq!(
+            lineage.take_readable(),
+            [("b".into(), Start::At(number("100"))), ("c".into(), Start::At(number("100")))]
+        );
+        assert_eq!(lineage.take_readable(), [], "each is handed out once");
+    }
+
+    #[test]
+    fn a_child_waits_for_its_parents_end_also_when_both_look_open() {
+        let mut lineage = begun(&["a"]);
+        assert_eq!(ids(lineage.take_readable()), ["a"]);
+        lineage.observe(&listing(&["b<a", "a"]), SECOND).unwrap();
+        assert!(lineage.take_readable().is_empty());
+        lineage.advance("a", number("7"));
+        assert!(lineage.take_readable().is_empty());
+        lineage.end("a");
+        assert_eq!(ids(lineage.take_readable()), ["b"]);
+    }
+
+    #[test]
+    fn descendants_are_registered_in_whatever_order_they_are_listed() {
+        let mut lineage = begun(&["a"]);
+        assert_eq!(lineage.observe(&listing(&["d<c", "c<b", "b<a", "a."]), SECOND), Ok(true));
+        assert_eq!(lineage.lanes().lanes.len(), 4);
+        assert_eq!(lineage.observe(&listing(&["d<c", "c<b", "b<a", "a."]), SECOND), Ok(false));
+    }
+
+    #[test]
+    fn a_child_whose_parent_is_listed_but_not_known_waits_and_is_no_gap() {
+        let mut lineage = begun(&["a"]);
+        for minute in 1..5 {
+            // c's parent b is listed; b's own parent is not known, so b is in doubt until a listing explains it.
+            let result = lineage.observe(&listing(&["a", "c<b", "b<x"]), SECOND * (minute * 20));
+            match minute {
+                1..=3 => assert_eq!(result, Ok(false)),
+                _ => assert_eq!(result, Err(Gap::Orphan { shard: "b".into() })),
+            }
+        }
+    }
+
+    #[test]
+    fn a_shard_that_is_left_out_of_a_listing_is_lost_only_when_it_stays_away() {
+        let mut lineage = begun(&["a", "b"]);
+        lineage.advance("a", number("7"));
+        assert_eq!(lineage.observe(&listing(&["b"]), SECOND), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["a", "b"]), SECOND * 50), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["b"]), SECOND * 70), Ok(false), "the doubt begins anew");
+        let gap = lineage.observe(&listing(&["b"]), SECOND * 130).unwrap_err();
+        assert_eq!(gap, Gap::Lost { shard: "a".into(), reached: "7".into() });
+    }
+
+    #[test]
+    fn a_second_child_that_is_listed_late_is_still_read() {
+        let mut lineage = begun(&["a"]);
+        lineage.end("a");
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND).unwrap();
+        assert_eq!(ids(lineage.take_readable()), ["b"]);
+        lineage.observe(&listing(&["a.", "b<a", "c<a"]), SECOND * 30).unwrap();
+        assert_eq!(ids(lineage.take_readable()), ["c"]);
+    }
+
+    #[test]
+    fn a_shard_is_forgotten_only_when_it_has_ended_left_the_listing_and_has_children_here() {
+        let mut lineage = begun(&["a"]);
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND).unwrap();
+        lineage.end("a");
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND).unwrap();
+        assert!(lineage.lanes().lanes.contains_key("a"), "it is listed");
+        assert_eq!(lineage.observe(&listing(&["b<a"]), SECOND), Ok(true));
+        assert!(!lineage.lanes().lanes.contains_key("a"));
+        // Listed once more, it is not taken for a new one.
+        assert_eq!(lineage.observe(&listing(&["a.", "b<a"]), SECOND * 200), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["a.", "b<a"]), SECOND * 400), Ok(false));
+        // The youngest of a line never goes, however long it has ended.
+        lineage.end("b");
+        assert_eq!(lineage.observe(&[], SECOND * 500), Ok(false));
+        assert!(lineage.lanes().lanes.contains_key("b"));
+    }
+
+    #[test]
+    fn a_line_is_forgotten_from_its_eldest_on() {
+        let mut lineage = begun(&["a"]);
+        lineage.observe(&listing(&["a.", "b<a.", "c<b"]), SECOND).unwrap();
+        ["a", "b"].iter().for_each(|shard| lineage.end(shard));
+        assert_eq!(lineage.observe(&listing(&["a.", "c<b"]), SECOND), Ok(false), "b has left, its parent has not");
+        assert_eq!(lineage.observe(&listing(&["c<b"]), SECOND), Ok(true));
+        assert_eq!(lineage.open().collect::<Vec<_>>(), ["c"]);
+        assert_eq!(lineage.lanes().lanes.len(), 1);
+    }
+
+    #[test]
+    fn what_is_resumed_goes_on_behind_the_last_record() {
+        let mut lineage = begun(&["a"]);
+        lineage.take_readable();
+        lineage.advance("a", number("7"));
+        lineage.advance("a", number("5"));
+        let mut again = Lineage::resume(lineage.lanes().clone());
+        assert_eq!(again.take_readable(), [("a".into(), Start::After(number("7")))]);
+    }
+}
