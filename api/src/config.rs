@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use cdc_dynamodb::config::{DynamodbSource, Pace};
 use cdc_postgres::config::{PostgresSource, TableOptions};
 use cdc_postgres::connection::{ChannelBinding, ConnectionSettings, Secret, Tls};
 use lakehouse_core::aws::AwsConfig;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use crate::failure::Failure;
 use crate::nearest::nearest;
+use crate::source::Source;
 pub(crate) use layers::Sources;
 use layers::{Entry, Layers, Section, check_name};
 pub(crate) use secret::SecretReference;
@@ -32,6 +34,8 @@ pub(crate) use units::Span;
 
 /// Pace of cuts when only the source's position moves (protocol C9).
 const IDLE_CUTS: Duration = Duration::from_secs(10);
+/// The same for DynamoDB.
+const IDLE_DYNAMODB_CUTS: Duration = Duration::from_secs(60);
 /// Parts of a pipeline's memory: a batch being collected, one being written, and two for the source and its decoding.
 const MEMORY_PARTS: usize = 4;
 
@@ -145,6 +149,8 @@ pub(crate) struct DynamodbConfig {
     region: Option<String>,
     endpoint: Option<String>,
     tables: Vec<String>,
+    copy_workers: u64,
+    idle_cut_seconds: u64,
 }
 
 /// What the configuration says of one source table.
@@ -313,7 +319,10 @@ impl PipelineConfig {
         Limits {
             interval: Duration::from_secs(self.commit_interval_seconds),
             bytes: self.memory() / MEMORY_PARTS,
-            idle_interval: IDLE_CUTS,
+            idle_interval: match &self.source {
+                SourceConfig::Postgres(_) => IDLE_CUTS,
+                SourceConfig::Dynamodb(dynamodb) => Duration::from_secs(dynamodb.idle_cut_seconds),
+            },
             planted: Planted::none(),
         }
     }
@@ -322,15 +331,37 @@ impl PipelineConfig {
         usize::try_from(self.memory.0).unwrap_or(usize::MAX)
     }
 
-    /// The source with its password as it stands now.
+    /// The source with its secrets as they stand now.
     ///
     /// # Errors
     /// `NOT_YET`, `SECRET_UNREADABLE`, `SECRET_UNSUPPORTED`.
-    pub(crate) fn postgres_source(&self, name: &str) -> Result<PostgresSource, Failure> {
-        let SourceConfig::Postgres(postgres) = &self.source else {
-            let remedy = "leave the pipeline out with --pipeline, or remove it from the configuration";
-            return Err(Failure::not_yet(name, "this release does not replicate DynamoDB", remedy));
-        };
+    pub(crate) fn source(&self, name: &str) -> Result<Source, Failure> {
+        match &self.source {
+            SourceConfig::Postgres(postgres) => self.postgres_source(name, postgres).map(Source::Postgres),
+            SourceConfig::Dynamodb(dynamodb) => self.dynamodb_source(name, dynamodb).map(Source::Dynamodb),
+        }
+    }
+
+    fn dynamodb_source(&self, name: &str, dynamodb: &DynamodbConfig) -> Result<DynamodbSource, Failure> {
+        let options = self.tables.iter().map(|(name, table)| Ok((name.clone(), table.item_options(name)?)));
+        Ok(DynamodbSource {
+            pipeline: name.to_owned(),
+            namespace: self.namespace.clone(),
+            aws: AwsConfig {
+                region: dynamodb.region.clone(),
+                endpoint: dynamodb.endpoint.clone(),
+                ..AwsConfig::default()
+            },
+            tables: dynamodb.tables.clone(),
+            options: options.collect::<Result<_, Failure>>()?,
+            history: self.history,
+            copy_workers: usize::try_from(dynamodb.copy_workers).unwrap_or(1),
+            memory: self.memory(),
+            pace: Pace::default(),
+        })
+    }
+
+    fn postgres_source(&self, name: &str, postgres: &PostgresConfig) -> Result<PostgresSource, Failure> {
         Ok(PostgresSource {
             pipeline: name.to_owned(),
             namespace: self.namespace.clone(),
@@ -381,7 +412,34 @@ impl PostgresConfig {
 
 impl TableConfig {
     fn options(&self, table: &str) -> Result<TableOptions, Failure> {
-        let mut column_names = BTreeMap::new();
+        Ok(TableOptions {
+            name: self.name.clone(),
+            partition: self.partition_by()?,
+            history: self.history,
+            key: self.key.clone(),
+            time_as_string: self.time_as_string,
+            column_names: self.column_names(table)?,
+        })
+    }
+
+    fn item_options(&self, table: &str) -> Result<cdc_dynamodb::config::TableOptions, Failure> {
+        let declared = self.columns.iter().filter_map(|(name, column)| Some((name.clone(), column.data_type.clone()?)));
+        Ok(cdc_dynamodb::config::TableOptions {
+            name: self.name.clone(),
+            partition: self.partition_by()?,
+            history: self.history,
+            key: self.key.clone(),
+            columns: declared.collect(),
+            column_names: self.column_names(table)?,
+        })
+    }
+
+    fn partition_by(&self) -> Result<Vec<PartitionBy>, Failure> {
+        Ok(self.partition.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+    }
+
+    fn column_names(&self, table: &str) -> Result<BTreeMap<String, String>, Failure> {
+        let mut names = BTreeMap::new();
         for (column, config) in &self.columns {
             if config.policy.is_some() {
                 // Going on without it would write what was to be hidden.
@@ -389,17 +447,9 @@ impl TableConfig {
                 let remedy = "exclude the table, or leave the column out of the publication";
                 return Err(Failure::not_yet(format!("{table}.{column}"), message, remedy));
             }
-            column_names.extend(config.name.clone().map(|name| (column.clone(), name)));
+            names.extend(config.name.clone().map(|name| (column.clone(), name)));
         }
-        let partition: Result<Vec<PartitionBy>, _> = self.partition.iter().map(|text| text.parse()).collect();
-        Ok(TableOptions {
-            name: self.name.clone(),
-            partition: partition?,
-            history: self.history,
-            key: self.key.clone(),
-            time_as_string: self.time_as_string,
-            column_names,
-        })
+        Ok(names)
     }
 }
 
@@ -535,8 +585,16 @@ fn dynamodb(section: &Section<'_>) -> Result<DynamodbConfig, Failure> {
     let region = section.text("region")?;
     let endpoint = section.text("endpoint")?;
     let tables = section.list("tables")?;
+    let copy_workers = section.number_within("copy_workers", 1, 64)?.unwrap_or(4);
+    let idle = section.number_within("idle_cut_seconds", 1, 3_600)?;
     section.finish()?;
-    Ok(DynamodbConfig { region, endpoint, tables: tables.ok_or_else(|| section.missing("tables"))? })
+    Ok(DynamodbConfig {
+        region,
+        endpoint,
+        tables: tables.ok_or_else(|| section.missing("tables"))?,
+        copy_workers,
+        idle_cut_seconds: idle.unwrap_or(IDLE_DYNAMODB_CUTS.as_secs()),
+    })
 }
 
 fn table(source: &SourceConfig, section: &Section<'_>) -> Result<TableConfig, Failure> {

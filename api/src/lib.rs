@@ -12,6 +12,7 @@ mod logs;
 mod nearest;
 mod progress;
 mod roles;
+mod source;
 mod verbs;
 mod worker_state;
 

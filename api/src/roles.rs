@@ -46,7 +46,7 @@ pub(crate) async fn replicate(config: &Config, wanted: &[String]) -> Result<Exit
     let pipelines = config.choose(wanted)?;
     for (name, pipeline) in &pipelines {
         // What can be wrong with a source without asking it stops the start, not a pipeline later.
-        pipeline.postgres_source(name)?;
+        pipeline.source(name)?;
     }
     let lake = Lake::create(config).await?;
     let stop = CancellationToken::new();
@@ -158,11 +158,11 @@ impl Worker {
     /// One incarnation, in a task of its own: a broken invariant ends it and not the process.
     async fn incarnation(&self) -> Result<(), Problem> {
         // Built anew each time: the password may have been changed (R4).
-        let source = self.config.postgres_source(&self.name).map_err(|failure| failure.problem)?;
+        let source = self.config.source(&self.name).map_err(|failure| failure.problem)?;
         let (environment, limits) = (self.environment.clone(), self.config.limits());
         let (observer, stop) = (progress::copy_observer(&self.name), self.stop.clone());
         let mut task = JoinSet::new();
-        task.spawn(async move { cdc_postgres::replicate(&source, environment, limits, observer, stop).await });
+        task.spawn(async move { source.replicate(environment, limits, observer, stop).await });
         let ended = task.join_next().await.expect("one task was spawned");
         ended.unwrap_or_else(|error| {
             let message = format!("the worker broke one of its own rules: {error}");

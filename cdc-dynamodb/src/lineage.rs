@@ -3,15 +3,12 @@
 //!
 //! A listing is neither ordered nor complete: a shard appears late, its parent still looks open, one that is gone was only
 //! left out. So nothing is concluded from one listing that the next could take back: what looks like a loss is a loss only
-//! once it has lasted [`LISTING_LAG`].
+//! once it has lasted as long as a listing may lag.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lakehouse_core::lanes::{Lane, LaneOffset, Reached, TableLanes};
-
-/// How long a listing may lag behind the shards that it lists.
-pub(crate) const LISTING_LAG: Duration = Duration::from_secs(60);
 
 /// A shard as the service lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +45,8 @@ pub(crate) struct Lineage {
     firsts: BTreeMap<String, LaneOffset>,
     /// Since when something has looked like a loss, by shard.
     doubts: BTreeMap<String, Duration>,
+    /// How long a listing may lag.
+    lag: Duration,
     /// Being read by somebody.
     taken: BTreeSet<String>,
 }
@@ -55,7 +54,7 @@ pub(crate) struct Lineage {
 impl Lineage {
     /// At the first start of a table (D4): everything in shards that have ended is older than the copy that follows; the
     /// others are read from where they begin.
-    pub(crate) fn begin(log: &str, listing: &[ListedShard]) -> Self {
+    pub(crate) fn begin(log: &str, listing: &[ListedShard], lag: Duration) -> Self {
         let listed = |id: &String| listing.iter().any(|shard| shard.id == *id);
         let lane = |shard: &ListedShard| {
             let parent = shard.parent.clone().filter(listed);
@@ -63,14 +62,14 @@ impl Lineage {
             (shard.id.clone(), Lane { parent, at })
         };
         let lanes = listing.iter().map(lane).collect();
-        let mut begun = Self::resume(TableLanes { log: log.to_owned(), lanes, read_until: None });
+        let mut begun = Self::resume(TableLanes { log: log.to_owned(), lanes, read_until: None }, lag);
         begun.note_firsts(listing);
         begun
     }
 
     /// From what a cut or a table holds.
-    pub(crate) fn resume(lanes: TableLanes) -> Self {
-        Self { lanes, firsts: BTreeMap::new(), doubts: BTreeMap::new(), taken: BTreeSet::new() }
+    pub(crate) fn resume(lanes: TableLanes, lag: Duration) -> Self {
+        Self { lanes, firsts: BTreeMap::new(), doubts: BTreeMap::new(), lag, taken: BTreeSet::new() }
     }
 
     pub(crate) fn lanes(&self) -> &TableLanes {
@@ -151,7 +150,7 @@ impl Lineage {
         self.doubts.retain(|id, _| found.contains_key(id));
         for (id, gap) in found {
             let since = *self.doubts.entry(id).or_insert(now);
-            if now.saturating_sub(since) >= LISTING_LAG {
+            if now.saturating_sub(since) >= self.lag {
                 return Err(gap);
             }
         }
@@ -235,7 +234,7 @@ mod tests {
     }
 
     fn begun(texts: &[&str]) -> Lineage {
-        Lineage::begin("arn", &listing(texts))
+        Lineage::begin("arn", &listing(texts), SECOND * 60)
     }
 
     #[test]
@@ -337,7 +336,7 @@ mod tests {
         lineage.take_readable();
         lineage.advance("a", number("7"));
         lineage.advance("a", number("5"));
-        let mut again = Lineage::resume(lineage.lanes().clone());
+        let mut again = Lineage::resume(lineage.lanes().clone(), SECOND * 60);
         assert_eq!(again.take_readable(), [("a".into(), Start::After(number("7")))]);
     }
 }

@@ -16,23 +16,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::client::{Clients, Trouble, gap, problem, trouble};
+use crate::config::Pace;
 use crate::lineage::{ListedShard, Start};
 
 /// Records of one answer, at most.
 const RECORDS: i32 = 1_000;
-/// Pause after a page without records; it doubles up to the longest (D24).
-const FIRST_IDLE: Duration = Duration::from_millis(250);
-const LONGEST_IDLE: Duration = Duration::from_secs(5);
 /// Pages without records, in a row, after which an open shard counts as read to its tip: one says nothing.
 const EMPTY_AT_TIP: u32 = 3;
-/// How often a stream's shards are listed when nothing calls for it (D18).
-const LISTING_PACE: Duration = Duration::from_secs(30);
-/// How often they are listed after a shard has ended, until its children are found.
-const EAGER_PACE: Duration = Duration::from_secs(2);
 /// Listings after a shard's end that are eager.
 const EAGER_LISTINGS: u32 = 8;
-/// Between two calls of DescribeStream, over all tables: the account has ten a second (D18).
-const DESCRIBE_PACE: Duration = Duration::from_millis(150);
 /// Shards asked at the same time.
 const CALLS_AT_ONCE: usize = 64;
 /// After so long without an answer a warning says so (D23).
@@ -70,14 +62,15 @@ pub(crate) struct Page {
 pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) told: mpsc::Sender<Told>,
+    pace: Pace,
     calls: Arc<Semaphore>,
     describing: Arc<tokio::sync::Mutex<Instant>>,
 }
 
 impl Shared {
-    pub(crate) fn new(clients: Clients, told: mpsc::Sender<Told>) -> Self {
+    pub(crate) fn new(clients: Clients, pace: Pace, told: mpsc::Sender<Told>) -> Self {
         let describing = Arc::new(tokio::sync::Mutex::new(Instant::now()));
-        Self { clients, told, calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)), describing }
+        Self { clients, told, pace, calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)), describing }
     }
 
     /// The shards of a stream, from all pages of one listing.
@@ -88,7 +81,7 @@ impl Shared {
             {
                 let mut next = self.describing.lock().await;
                 tokio::time::sleep_until(*next).await;
-                *next = Instant::now() + DESCRIBE_PACE;
+                *next = Instant::now() + self.pace.describing;
             }
             let call = self.clients.streams.describe_stream().stream_arn(stream);
             let page = call.set_exclusive_start_shard_id(after.take()).send().await.map_err(|error| trouble(&error))?;
@@ -102,6 +95,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// For listing alone: what is told goes nowhere.
+pub(crate) fn lister(clients: &Clients, pace: Pace) -> Shared {
+    Shared::new(clients.clone(), pace, mpsc::channel(1).0)
 }
 
 fn listed(shard: &Shard) -> Result<ListedShard, Trouble> {
@@ -141,7 +139,7 @@ pub(crate) async fn discover(shared: Shared, table: Arc<str>, stream: String, nu
                 return;
             }
         }
-        let pace = if eager > 0 { EAGER_PACE } else { LISTING_PACE };
+        let pace = if eager > 0 { shared.pace.eager_listing } else { shared.pace.listing };
         eager = match timeout(pace, nudge.notified()).await {
             Ok(()) => EAGER_LISTINGS,
             Err(_) => eager.saturating_sub(1),
@@ -169,7 +167,8 @@ impl ShardReader {
 
     async fn read(&mut self) -> Result<(), Problem> {
         let mut patience = Patience::default();
-        let mut idle = FIRST_IDLE;
+        let Pace { first_idle, longest_idle, .. } = self.shared.pace;
+        let mut idle = first_idle;
         let mut empty = 0;
         let mut iterator: Option<String> = None;
         loop {
@@ -219,10 +218,10 @@ impl ShardReader {
             }
             iterator = next;
             match nothing {
-                false => idle = FIRST_IDLE,
+                false => idle = first_idle,
                 true => {
                     sleep(idle).await;
-                    idle = (idle * 2).min(LONGEST_IDLE);
+                    idle = (idle * 2).min(longest_idle);
                 }
             }
         }

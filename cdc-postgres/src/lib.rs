@@ -25,5 +25,5 @@ mod verify;
 pub mod walsender;
 
 pub use replicate::{end_of_wal, replicate};
-pub use validate::{Finding, Severity, validate};
-pub use verify::{TableVerdict, VerifyOptions, VerifyReport, verify};
+pub use validate::validate;
+pub use verify::verify;

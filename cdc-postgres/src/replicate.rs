@@ -7,6 +7,7 @@ use std::time::Duration;
 use lakehouse_core::commit::Control;
 use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::finding::Severity;
 use lakehouse_core::lakehouse::{Environment, Lakehouse};
 use lakehouse_core::pipeline::{self, Limits};
 use lakehouse_core::planted::Bug;
@@ -25,7 +26,7 @@ use crate::server::{Identity, Server};
 use crate::slot::{Slot, slot_lost};
 use crate::stream::WalStream;
 use crate::tables::{SourceTable, captured_tables};
-use crate::validate::{Severity, connect, findings};
+use crate::validate::{connect, findings};
 use crate::walsender::{CreatedSlot, ProtocolOptions, ProtocolVersion, Replication, Walsender};
 
 /// How long the server may take to end the stream when the pipeline stops.

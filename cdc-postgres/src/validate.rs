@@ -1,12 +1,11 @@
 //! Validation before a start: every finding with its code and the exact statement that mends it. Writes nothing.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use lakehouse_core::catalog::Catalog;
 use lakehouse_core::error::Problem;
+use lakehouse_core::finding::Finding;
 use lakehouse_core::schema::TableName;
-use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::config::PostgresSource;
@@ -18,49 +17,6 @@ use crate::slot::Slot;
 use crate::tables::{Identity, SourceTable, captured_tables, qualified, quote};
 use crate::walsender::Walsender;
 
-/// How grave a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// A pipeline cannot start.
-    Error,
-    /// It can, with the effect that the message tells.
-    Warning,
-}
-
-/// One thing that validation found.
-#[derive(Clone, Debug, Serialize)]
-pub struct Finding {
-    pub code: &'static str,
-    pub severity: Severity,
-    pub subject: String,
-    pub message: String,
-    /// The statement that mends it.
-    pub fix: Option<String>,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: {}", self.code, self.subject, self.message)
-    }
-}
-
-impl Finding {
-    fn error(code: &'static str, subject: &str, message: impl Into<String>, fix: Option<String>) -> Self {
-        Self { code, severity: Severity::Error, subject: subject.to_owned(), message: message.into(), fix }
-    }
-
-    fn warning(code: &'static str, subject: &str, message: impl Into<String>, fix: Option<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::error(code, subject, message, fix) }
-    }
-
-    /// The same as a reason not to start.
-    pub(crate) fn into_problem(self) -> Problem {
-        let remedy = self.fix.unwrap_or_else(|| "run `lakehouse validate` for all findings".to_owned());
-        Problem::halt(self.code, self.subject, self.message, remedy)
-    }
-}
-
 /// Everything that stands between the configuration and a start, names that `catalog` does not take among it. Errors are
 /// what makes validation itself impossible.
 pub async fn validate(source: &PostgresSource, catalog: Option<&dyn Catalog>) -> Result<Vec<Finding>, Problem> {
@@ -71,13 +27,13 @@ pub async fn validate(source: &PostgresSource, catalog: Option<&dyn Catalog>) ->
     for table in &tables {
         let name = TableName::new(&source.namespace, table.lake_name());
         if let Some(Err(problem)) = catalog.map(|catalog| catalog.check_name(&name)) {
-            findings.push(Finding::error(problem.code, &problem.subject, problem.message, Some(problem.remedy)));
+            findings.push(problem.into());
         }
     }
     if let Err(problem) = Walsender::connect(&source.connection).await {
         let problem = connect_problem(&source.connection.host, &problem);
         if findings.iter().all(|finding| finding.code != problem.code) {
-            findings.push(Finding::error(problem.code, &problem.subject, problem.message, Some(problem.remedy)));
+            findings.push(problem.into());
         }
     }
     Ok(findings)

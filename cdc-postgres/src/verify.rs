@@ -6,23 +6,21 @@
 //! time; a key that was not compared is never called equal.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::SchemaRef as ArrowSchemaRef;
-use futures::StreamExt;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::commit::properties::{self, TableState};
-use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, Cut, recorded_cuts};
-use lakehouse_core::compare::{Comparison, Limits, RowStream, Sample, Side, TableComparison, compare, table_rows};
+use lakehouse_core::compare::{Comparison, Limits, RowStream, Side, TableComparison, compare};
 use lakehouse_core::error::Problem;
-use lakehouse_core::fold::{Fold, Range, history_begins};
+use lakehouse_core::fold::{Range, history_begins};
 use lakehouse_core::lakehouse::Environment;
 use lakehouse_core::position::Position;
-use lakehouse_core::read::{Projection, TableReader, fit};
-use lakehouse_core::schema::{Key, OVERFLOW, TableName, TableSchema};
-use lakehouse_core::storage::Storage;
-use serde::Serialize;
+use lakehouse_core::read::{Projection, TableReader};
+use lakehouse_core::schema::{Key, OVERFLOW, TableSchema};
+use lakehouse_core::verify::{
+    State, TableVerdict, VerifyOptions, VerifyReport, against_history, base_snapshot, exact_snapshot, load, project,
+    stream_of, wait_for_cut,
+};
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
@@ -34,44 +32,8 @@ use crate::tables::captured_tables;
 use crate::validate::connect;
 use crate::walsender::Walsender;
 
-/// How long a cut may take to reach the source's position.
-const CUT_DEADLINE: Duration = Duration::from_secs(300);
 /// Looks at a key of a table without history before it counts as differing.
 const LOOKS: usize = 4;
-
-/// What to compare.
-#[derive(Clone, Debug, Default)]
-pub struct VerifyOptions {
-    /// Mirrors, `namespace.table`; none: all of the pipeline.
-    pub tables: Vec<String>,
-    /// Compare the mirror at this past cut with the history folded to it, instead of the source.
-    pub cut: Option<Position>,
-    /// Samples carry the keys' values instead of their digests.
-    pub show_keys: bool,
-}
-
-/// The answer (`design/interface.md` section 2).
-#[derive(Clone, Debug, Serialize)]
-pub struct VerifyReport {
-    pub verdict: &'static str,
-    pub position: Position,
-    /// `source` or `history`.
-    pub against: &'static str,
-    pub tables: Vec<TableVerdict>,
-}
-
-/// The verdict on one table.
-#[derive(Clone, Debug, Serialize)]
-pub struct TableVerdict {
-    pub table: String,
-    pub verdict: &'static str,
-    pub source_rows: u64,
-    pub mirror_rows: u64,
-    pub only_in_source: u64,
-    pub only_in_mirror: u64,
-    pub differing: u64,
-    pub samples: Vec<Sample>,
-}
 
 /// Compares; reads both sides and writes nothing.
 pub async fn verify(
@@ -80,33 +42,8 @@ pub async fn verify(
     options: VerifyOptions,
 ) -> Result<VerifyReport, Problem> {
     match options.cut {
-        Some(position) => against_history(source, &environment, &options, position).await,
+        Some(position) => against_history(&environment, &source.pipeline, &options, position).await,
         None => against_source(source, &environment, &options).await,
-    }
-}
-
-impl VerifyReport {
-    fn new(position: Position, against: &'static str, tables: Vec<TableVerdict>) -> Self {
-        let equal = tables.iter().all(|table| table.verdict == EQUAL);
-        Self { verdict: if equal { EQUAL } else { DIFFERENT }, position, against, tables }
-    }
-}
-
-const EQUAL: &str = "equal";
-const DIFFERENT: &str = "different";
-
-impl TableVerdict {
-    fn new(table: String, found: TableComparison) -> Self {
-        Self {
-            table,
-            verdict: if found.is_equal() { EQUAL } else { DIFFERENT },
-            source_rows: found.source_rows,
-            mirror_rows: found.mirror_rows,
-            only_in_source: found.only_in_source,
-            only_in_mirror: found.only_in_mirror,
-            differing: found.differing,
-            samples: found.samples,
-        }
     }
 }
 
@@ -137,7 +74,7 @@ async fn against_source(
     let client = connect(source).await?;
     let publications = Publications::find(&client, source).await?;
     let snapshot = SourceSnapshot::take(source).await?;
-    wait_for_cut(source, environment, snapshot.position).await?;
+    reach(environment, source, snapshot.position).await?;
     let mut verdicts = Vec::new();
     for mut table in captured_tables(&client, source).await? {
         let Some(published) = publications.of(&table).cloned() else {
@@ -147,7 +84,7 @@ async fn against_source(
             table.columns.retain(|column| columns.contains(&column.name));
         }
         let schema = table.table_schema(source)?;
-        if !schema.has_mirror() || !is_wanted(&schema.mirror, options) {
+        if !schema.has_mirror() || !options.wants(&schema.mirror) {
             continue;
         }
         let copy = Arc::new(CopyTable { table, published });
@@ -157,25 +94,9 @@ async fn against_source(
     Ok(VerifyReport::new(snapshot.position, "source", verdicts))
 }
 
-fn is_wanted(mirror: &TableName, options: &VerifyOptions) -> bool {
-    options.tables.is_empty() || options.tables.contains(&mirror.to_string())
-}
-
-async fn wait_for_cut(source: &PostgresSource, environment: &Environment, position: Position) -> Result<Cut, Problem> {
-    let begun = tokio::time::Instant::now();
-    loop {
-        let state = ControlState::read(&*environment.catalog, &source.pipeline).await?;
-        let cut = state.and_then(|(state, _)| state.cut);
-        match cut {
-            Some(cut) if cut.position >= position => return Ok(cut),
-            _ if begun.elapsed() > CUT_DEADLINE => {
-                let message = format!("no cut has reached {position}, the source's position");
-                let remedy = "start the pipeline, or see `lakehouse status` for why it stands still";
-                return Err(Problem::halt("VERIFY_BEHIND", &source.pipeline, message, remedy));
-            }
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
+async fn reach(environment: &Environment, source: &PostgresSource, position: Position) -> Result<(), Problem> {
+    let what = format!("{position}, the source's position");
+    wait_for_cut(environment, &source.pipeline, &what, |cut| cut.position >= position).await.map(drop)
 }
 
 /// One table being compared with the source.
@@ -191,7 +112,7 @@ impl Verified<'_> {
     async fn compare(&self, snapshot: &SourceSnapshot) -> Result<TableComparison, Problem> {
         let mirror = load(self.environment, &self.schema.mirror).await?;
         if let Some(base) = exact_snapshot(&mirror, snapshot.position)? {
-            return self.compare_with(snapshot, &mirror, Mirror::At(base)).await;
+            return self.compare_with(snapshot, &mirror, State::At(base)).await;
         }
         let history = self.environment.catalog.load(&self.schema.mirror.history(), None).await?;
         if let Some(history) = history
@@ -199,7 +120,7 @@ impl Verified<'_> {
             && history_begins(&history)?.is_some_and(|begin| begin <= after)
         {
             let range = Range { after, up_to: snapshot.position };
-            let folded = Mirror::Folded { base, history: Box::new(history), range };
+            let folded = State::Folded { base, history: Box::new(history), range };
             return self.compare_with(snapshot, &mirror, folded).await;
         }
         self.compare_moving(snapshot, &mirror).await
@@ -211,16 +132,16 @@ impl Verified<'_> {
         snapshot: &SourceSnapshot,
         mirror: &LoadedTable,
     ) -> Result<TableComparison, Problem> {
-        let head = Mirror::At(mirror.snapshot_id());
+        let head = State::At(mirror.snapshot_id());
         let mut found = self.compare_with(snapshot, mirror, head).await?;
         for _ in 1..LOOKS {
             if found.is_equal() {
                 break;
             }
             let again = SourceSnapshot::take(self.source).await?;
-            wait_for_cut(self.source, self.environment, again.position).await?;
+            reach(self.environment, self.source, again.position).await?;
             let mirror = load(self.environment, &self.schema.mirror).await?;
-            found = self.compare_with(&again, &mirror, Mirror::At(mirror.snapshot_id())).await?;
+            found = self.compare_with(&again, &mirror, State::At(mirror.snapshot_id())).await?;
         }
         Ok(found)
     }
@@ -229,7 +150,7 @@ impl Verified<'_> {
         &self,
         snapshot: &SourceSnapshot,
         mirror: &LoadedTable,
-        state: Mirror,
+        state: State,
     ) -> Result<TableComparison, Problem> {
         let storage = &self.environment.storage;
         let state = Arc::new(state.open(storage, mirror).await?);
@@ -266,68 +187,6 @@ impl Verified<'_> {
     }
 }
 
-/// How the mirror comes to stand at a position.
-enum Mirror {
-    At(Option<i64>),
-    Folded { base: i64, history: Box<LoadedTable>, range: Range },
-}
-
-struct OpenMirror {
-    reader: Arc<TableReader>,
-    history: Option<(Arc<TableReader>, Range)>,
-}
-
-impl Mirror {
-    async fn open(self, storage: &Storage, mirror: &LoadedTable) -> Result<OpenMirror, Problem> {
-        let (snapshot, history) = match self {
-            Mirror::At(snapshot) => (snapshot, None),
-            Mirror::Folded { base, history, range } => {
-                let reader = TableReader::at(storage, &history, history.snapshot_id()).await?;
-                (Some(base), Some((Arc::new(reader), range)))
-            }
-        };
-        Ok(OpenMirror { reader: Arc::new(TableReader::at(storage, mirror, snapshot).await?), history })
-    }
-}
-
-impl OpenMirror {
-    fn rows(&self, columns: Projection) -> RowStream {
-        let Some((history, range)) = self.history.clone() else {
-            return table_rows(Arc::clone(&self.reader), columns);
-        };
-        let base = Arc::clone(&self.reader);
-        let (sender, receiver) = mpsc::channel(4);
-        tokio::task::spawn_blocking(move || {
-            let folded = Fold::read(&history, &base.schema, range, None).and_then(|fold| {
-                fold.state(&base, &history, None, |batch| {
-                    let batch = project(&batch, &columns.arrow);
-                    // Where nobody listens any more the comparison has ended with an error of its own.
-                    let _ = sender.blocking_send(batch);
-                    Ok(())
-                })
-            });
-            if let Err(problem) = folded {
-                let _ = sender.blocking_send(Err(problem));
-            }
-        });
-        stream_of(receiver)
-    }
-}
-
-fn project(batch: &RecordBatch, schema: &ArrowSchemaRef) -> Result<RecordBatch, Problem> {
-    let column = |field: &Arc<arrow_schema::Field>| match batch.column_by_name(field.name()) {
-        Some(column) => fit(column, field),
-        None => Ok(arrow_array::new_null_array(field.data_type(), batch.num_rows())),
-    };
-    let columns: Vec<ArrayRef> = schema.fields().iter().map(column).collect::<Result<_, _>>()?;
-    let built = RecordBatch::try_new(Arc::clone(schema), columns);
-    built.map_err(|error| Problem::halt("VERIFY", "", format!("rows do not fit: {error}"), "report this"))
-}
-
-fn stream_of(receiver: mpsc::Receiver<Result<RecordBatch, Problem>>) -> RowStream {
-    futures::stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }).boxed()
-}
-
 fn source_rows(
     client: Arc<Client>,
     copy: Arc<CopyTable>,
@@ -360,92 +219,4 @@ impl RowSink for BatchSink {
         let _ = self.sender.blocking_send(project(&batch, &self.columns));
         Ok(())
     }
-}
-
-async fn load(environment: &Environment, name: &TableName) -> Result<LoadedTable, Problem> {
-    let loaded = environment.catalog.load(name, None).await?;
-    loaded.ok_or_else(|| {
-        Problem::halt("TABLE_MISSING", name.to_string(), "the mirror does not exist", "start the pipeline first")
-    })
-}
-
-/// The head, if nothing behind `position` has come into it.
-fn exact_snapshot(mirror: &LoadedTable, position: Position) -> Result<Option<Option<i64>>, Problem> {
-    let reached = TableState::of(mirror)?.position;
-    Ok(reached.is_some_and(|reached| reached <= position).then(|| mirror.snapshot_id()))
-}
-
-/// The newest snapshot of ours at or before `position`, and its position.
-fn base_snapshot(mirror: &LoadedTable, position: Position) -> Option<(i64, Position)> {
-    let to = |snapshot: &iceberg::spec::SnapshotRef| -> Option<(i64, Position)> {
-        let to = snapshot.summary().additional_properties.get(properties::TO)?.parse().ok()?;
-        Some((snapshot.snapshot_id(), to))
-    };
-    let known = mirror.metadata.snapshots().filter_map(to).filter(|(_, to)| *to <= position);
-    known.max_by_key(|(_, to)| *to)
-}
-
-async fn against_history(
-    source: &PostgresSource,
-    environment: &Environment,
-    options: &VerifyOptions,
-    position: Position,
-) -> Result<VerifyReport, Problem> {
-    let control = load(environment, &TableName::new(CONTROL_NAMESPACE, &source.pipeline)).await?;
-    let cuts = recorded_cuts(&control);
-    let cut = cuts.iter().find(|cut| cut.position == position).ok_or_else(|| {
-        let message = format!("no cut was recorded at {position}, or it has expired");
-        Problem::halt("CUT_UNKNOWN", &source.pipeline, message, "choose a position from `lakehouse snapshots`")
-    })?;
-    let mut verdicts = Vec::new();
-    for (name, id) in &cut.tables {
-        let mirror_name: TableName = name.parse()?;
-        let history_name = mirror_name.history().to_string();
-        if !cut.tables.contains_key(&history_name) || !is_wanted(&mirror_name, options) {
-            continue;
-        }
-        let mirror = load(environment, &mirror_name).await?;
-        let history = load(environment, &mirror_name.history()).await?;
-        let (begin, base) = copy_end(&mirror, &history)?;
-        let at: i64 = id.parse().map_err(|_| unknown_snapshot(&mirror_name))?;
-        let range = Range { after: begin, up_to: position };
-        let folded = Mirror::Folded { base, history: Box::new(history), range };
-        let folded = folded.open(&environment.storage, &mirror).await?;
-        let found = Mirror::At(Some(at)).open(&environment.storage, &mirror).await?;
-        verdicts.push(TableVerdict::new(name.clone(), compare_states(&folded, &found, options).await?));
-    }
-    Ok(VerifyReport::new(position, "history", verdicts))
-}
-
-/// The position at which the history begins, and the mirror's snapshot there.
-fn copy_end(mirror: &LoadedTable, history: &LoadedTable) -> Result<(Position, i64), Problem> {
-    let begin = history_begins(history)?.ok_or_else(|| unknown_snapshot(&mirror.name))?;
-    let base = base_snapshot(mirror, begin).filter(|(_, to)| *to == begin);
-    Ok((begin, base.ok_or_else(|| unknown_snapshot(&mirror.name))?.0))
-}
-
-fn unknown_snapshot(table: &TableName) -> Problem {
-    let message = "the snapshot that the history begins at is not in the table any more";
-    Problem::halt("SNAPSHOT_UNKNOWN", table.to_string(), message, "compare with the source instead: leave out --cut")
-}
-
-async fn compare_states(
-    expected: &OpenMirror,
-    found: &OpenMirror,
-    options: &VerifyOptions,
-) -> Result<TableComparison, Problem> {
-    let schema = &found.reader.schema;
-    let columns = Projection::all(schema)?;
-    let key: Vec<&str> = schema.identifier_field_ids().filter_map(|id| schema.name_by_field_id(id)).collect();
-    let comparison = Comparison::new(Arc::clone(&columns.arrow), &key)?;
-    let open = |side: Side| -> futures::future::BoxFuture<'_, Result<RowStream, Problem>> {
-        let columns = columns.clone();
-        Box::pin(async move {
-            Ok(match side {
-                Side::Source => expected.rows(columns),
-                Side::Mirror => found.rows(columns),
-            })
-        })
-    };
-    compare(comparison, &open, Limits::default(), options.show_keys).await
 }

@@ -7,11 +7,12 @@ mod support;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use cdc_postgres::{VerifyOptions, verify};
+use cdc_postgres::verify;
 use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{FROM, KIND, TO};
 use lakehouse_core::commit::{ControlState, recorded_cuts};
 use lakehouse_core::position::Position;
+use lakehouse_core::verify::VerifyOptions;
 use support::{Lake, PIPELINE, rows_at};
 use testkit::bank::Bank;
 use testkit::postgres::{Cluster, Options};

@@ -5,8 +5,9 @@ mod support;
 
 use std::fmt::Write as _;
 
-use cdc_postgres::{VerifyOptions, verify};
+use cdc_postgres::verify;
 use fastrand::Rng;
+use lakehouse_core::verify::VerifyOptions;
 use support::Shop;
 
 const ROUNDS: usize = 12;

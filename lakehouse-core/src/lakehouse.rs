@@ -21,6 +21,7 @@ use crate::copy::{TableCopy, index_folder};
 use crate::error::{Problem, Reaction};
 use crate::foreign::check_foreign;
 use crate::history::History;
+use crate::lanes::TableLanes;
 use crate::mirror::Mirror;
 use crate::planted::{Bug, Planted};
 use crate::position::{Boundary, Position};
@@ -215,6 +216,17 @@ impl Lakehouse {
     /// The cut from which changes are needed, with its lanes.
     pub fn resume_boundary(&self) -> Boundary {
         self.control.state().cut.as_ref().map(Cut::boundary).unwrap_or_default()
+    }
+
+    /// From where the lanes of a table's log are needed: from the cut where it names the table, else from where the table's
+    /// own copy began. `None` for a table that has left the cut or is not copied.
+    pub fn resume_lanes(&self, source: &str) -> Option<Arc<TableLanes>> {
+        let captured = self.tables.get(source).filter(|_| !self.left.contains_key(source))?;
+        let own = captured.lake_tables().next()?;
+        let cut = self.control.state().cut.as_ref()?;
+        let named = captured.lake_tables().all(|table| cut.tables.contains_key(&table.name().to_string()));
+        let of_cut = cut.lanes.of(source).filter(|_| named);
+        of_cut.or(own.state.lanes.as_ref()).cloned()
     }
 
     /// The highest position of the cut and of any table. Who numbers boundaries counts on from here: a table that stands
@@ -537,16 +549,23 @@ impl CapturedTable {
     }
 
     async fn commit(&mut self, committer: &Committer, to: &Boundary) -> Result<(), Problem> {
-        let lanes = to.lanes.of(&self.schema.source);
+        let reached = to.lanes.of(&self.schema.source);
+        // A table that stands ahead of the cut keeps what it has read beyond this batch.
+        let lanes = |table: &LakeTable| -> Option<Arc<TableLanes>> {
+            match (reached, &table.state.lanes) {
+                (Some(reached), Some(own)) if !reached.cover(own) => Some(Arc::new(reached.join(own))),
+                _ => reached.cloned(),
+            }
+        };
         if let Some(history) = &mut self.history
             && let Some(commit) = history.finish(to.position)
         {
-            let commit = TableCommit { lanes: lanes.cloned(), ..commit };
+            let commit = TableCommit { lanes: lanes(&history.table), ..commit };
             committer.commit(&mut history.table, commit).await?;
         }
         let Some(mirror) = &mut self.mirror else { return Ok(()) };
         if let Some(commit) = tokio::task::block_in_place(|| mirror.finish(to.position))? {
-            let commit = TableCommit { lanes: lanes.cloned(), ..commit };
+            let commit = TableCommit { lanes: lanes(&mirror.table), ..commit };
             let change = commit.change.clone();
             let snapshot = committer.commit(&mut mirror.table, commit).await?;
             tokio::task::block_in_place(|| mirror.landed(snapshot, &change))?;

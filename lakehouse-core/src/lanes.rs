@@ -116,6 +116,25 @@ impl TableLanes {
             })
     }
 
+    /// What has been read when both have been: a table that stands ahead of its cut has read one lane further than the
+    /// batch that reaches it next, and that batch another.
+    #[must_use]
+    pub fn join(&self, other: &TableLanes) -> TableLanes {
+        let mut joined = self.clone();
+        joined.read_until = self.read_until.max(other.read_until);
+        for (name, theirs) in &other.lanes {
+            match joined.lanes.get_mut(name) {
+                Some(ours) => ours.at = ours.at.max(theirs.at),
+                None if other.descends_from(theirs, self) => {
+                    joined.lanes.insert(name.clone(), theirs.clone());
+                }
+                // It has left here: all of it is read.
+                None => {}
+            }
+        }
+        joined
+    }
+
     /// True if the line of parents of one of our lanes meets a lane of `elder`: then `elder` does not know it yet.
     fn descends_from(&self, lane: &Lane, elder: &TableLanes) -> bool {
         let mut parent = lane.parent.as_ref();
@@ -264,6 +283,15 @@ mod tests {
             !TableLanes { log: "log".to_owned(), ..TableLanes::default() }.cover(&old),
             "nothing covers only nothing"
         );
+    }
+
+    #[test]
+    fn joined_lanes_have_read_what_either_has() {
+        let ours = lanes(&["q@end", "r<q@4", "a@5"]);
+        let theirs = lanes(&["p@end", "q<p@9", "a@7", "b<a@2"]);
+        let joined = ours.join(&theirs);
+        assert_eq!(joined, lanes(&["q@end", "r<q@4", "a@7", "b<a@2"]), "p has left, b is not known here yet");
+        assert!(joined.cover(&ours) && joined.cover(&theirs));
     }
 
     #[test]

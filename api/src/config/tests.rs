@@ -124,8 +124,17 @@ fn the_example_of_the_interface_is_understood() {
     assert_eq!(shown["pipelines"]["payments"]["postgres"]["password"], json!({"env": "PAYMENTS_PASSWORD"}));
     assert_eq!(shown["pipelines"]["app"]["namespace"], "app");
     let config = case.load().unwrap();
-    let unsupported = |name: &str| config.pipelines[name].postgres_source(name).unwrap_err().problem.code;
-    assert_eq!(unsupported("app"), "NOT_YET");
+    let Source::Dynamodb(app) = config.pipelines["app"].source("app").unwrap() else { panic!("a DynamoDB source") };
+    assert_eq!((app.tables.len(), app.copy_workers), (2, 4));
+    assert_eq!(app.options["profiles"].columns["level"], "long");
+    assert_eq!(app.aws.endpoint.as_deref(), Some("http://127.0.0.1:8000"));
+}
+
+fn postgres_of(source: Source) -> PostgresSource {
+    match source {
+        Source::Postgres(source) => source,
+        Source::Dynamodb(_) => panic!("a PostgreSQL source"),
+    }
 }
 
 #[test]
@@ -139,7 +148,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((&postgres["port"], &postgres["tls"]), (&json!(5432), &json!("verify-full")));
     assert_eq!((&postgres["slot"], &postgres["publication"]), (&json!("lakehouse_app"), &json!("lakehouse_app")));
     assert_eq!(postgres["tables"], json!(["public.*"]));
-    let source = case.load().unwrap().pipelines["app"].postgres_source("app").unwrap();
+    let source = case.load().unwrap().pipelines["app"].source("app").map(postgres_of).unwrap();
     assert_eq!((source.namespace.as_str(), source.copy_workers, source.memory), ("app", 4, 512 << 20));
     assert_eq!(source.connection.password.expose(), "");
 }
@@ -155,7 +164,7 @@ fn a_table_says_how_it_is_kept() {
         time_as_string = true
         columns."Total €" = { name = "total" }
     "#);
-    let source = Case::new(&text).load().unwrap().pipelines["app"].postgres_source("app").unwrap();
+    let source = Case::new(&text).load().unwrap().pipelines["app"].source("app").map(postgres_of).unwrap();
     let options = &source.options["public.Orders"];
     assert_eq!(
         (options.name.as_deref(), options.history, options.time_as_string),
@@ -245,7 +254,7 @@ fn a_secret_in_the_configuration_is_refused_and_not_shown() {
 fn a_secret_is_read_at_use_and_never_printed() {
     let case = Case::new(&app("password = { file = \"password\" }"));
     let config = case.load().unwrap();
-    let source = || config.pipelines["app"].postgres_source("app");
+    let source = || config.pipelines["app"].source("app").map(postgres_of);
     let failure = source().unwrap_err();
     assert_eq!((failure.problem.code, failure.exit), ("SECRET_UNREADABLE", crate::failure::Exit::Usage));
     let file: PathBuf = case.folder.path().join("password");
@@ -261,7 +270,7 @@ fn a_secret_is_read_at_use_and_never_printed() {
 #[test]
 fn a_column_policy_is_not_silently_left_out() {
     let text = app("[pipelines.app.tables.\"public.t\"]\ncolumns.c = { policy = \"drop\" }");
-    let failure = Case::new(&text).load().unwrap().pipelines["app"].postgres_source("app").unwrap_err();
+    let failure = Case::new(&text).load().unwrap().pipelines["app"].source("app").map(postgres_of).unwrap_err();
     assert_eq!((failure.problem.code, failure.problem.subject.as_str()), ("NOT_YET", "public.t.c"));
 }
 

@@ -10,9 +10,10 @@ use tracing::warn;
 
 use super::Context;
 use crate::answer::{self, or_dash};
-use crate::config::{PipelineConfig, SourceConfig};
+use crate::config::PipelineConfig;
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Lake};
+use crate::source::{self, End};
 use crate::worker_state::{Phase, WorkerState};
 
 #[derive(Serialize)]
@@ -89,7 +90,7 @@ pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Fa
 
 async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> Result<Pipeline, Failure> {
     // The source first: what is durable later only makes the lag look smaller than it is, never larger.
-    let source_position = end_of_source(name, config).await;
+    let end = end_of_source(name, config).await;
     let control = match lake {
         Some(lake) => lake.control(name).await?.map(|(control, _)| control).unwrap_or_default(),
         None => ControlState::default(),
@@ -99,11 +100,18 @@ async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> R
         _ => Vec::new(),
     };
     let position = control.cut.as_ref().map(|cut| cut.position);
-    let lag_bytes = position.zip(source_position).map(|(position, end)| end.offset().saturating_sub(position.offset()));
-    let lag_seconds = lag_bytes.zip(control.cut.as_ref()).map(|(bytes, cut)| match bytes {
-        0 => 0.0,
-        _ => seconds_since(cut.committed_at),
-    });
+    let (lag_bytes, lag_seconds) = match (end, &control.cut) {
+        (Some(End::At(end)), Some(cut)) => {
+            let bytes = end.offset().saturating_sub(cut.position.offset());
+            (Some(bytes), Some(if bytes == 0 { 0.0 } else { seconds_since(cut.committed_at) }))
+        }
+        (Some(End::Since(_)), Some(cut)) => (None, source::read_until(cut).map(seconds_since)),
+        _ => (None, None),
+    };
+    let source_position = match end {
+        Some(End::At(position)) => Some(position),
+        Some(End::Since(_)) | None => None,
+    };
     let (state, code) = state(name, config, control.cut.as_ref(), &tables);
     Ok(Pipeline {
         name: name.to_owned(),
@@ -121,12 +129,9 @@ async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> R
 }
 
 /// `None` if the source cannot be asked: the lake's side of the answer stands all the same.
-async fn end_of_source(name: &str, config: &PipelineConfig) -> Option<Position> {
-    let SourceConfig::Postgres(_) = config.source else {
-        return None;
-    };
-    let end = match config.postgres_source(name) {
-        Ok(source) => cdc_postgres::end_of_wal(&source).await,
+async fn end_of_source(name: &str, config: &PipelineConfig) -> Option<End> {
+    let end = match config.source(name) {
+        Ok(source) => source.end().await,
         Err(failure) => Err(failure.problem),
     };
     end.inspect_err(|problem| {

@@ -1,8 +1,8 @@
 //! `validate`: everything that can be known before a start, each finding with the statement that mends it; and the
 //! configuration as it counts, all layers together. Writes nothing.
 
-use cdc_postgres::{Finding, Severity};
 use lakehouse_core::error::Problem;
+use lakehouse_core::finding::{Finding, Severity};
 use serde::Serialize;
 
 use super::Context;
@@ -64,8 +64,8 @@ pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Fa
 }
 
 async fn source(name: &str, pipeline: &PipelineConfig, lake: Option<&Lake>) -> Vec<Found> {
-    let found = match pipeline.postgres_source(name) {
-        Ok(source) => cdc_postgres::validate(&source, lake.map(|lake| &*lake.catalog)).await,
+    let found = match pipeline.source(name) {
+        Ok(source) => source.validate(lake.map(|lake| &*lake.catalog)).await,
         Err(failure) => Err(failure.problem),
     };
     match found {

@@ -1,6 +1,6 @@
 //! `verify`: source against mirror. The comparison is the source crate's; here is what is asked and how it is told.
 
-use cdc_postgres::{TableVerdict, VerifyOptions, VerifyReport};
+use lakehouse_core::verify::{TableVerdict, VerifyOptions, VerifyReport};
 
 use super::Context;
 use crate::answer;
@@ -11,7 +11,7 @@ use crate::lake::Lake;
 
 pub(super) async fn run(context: &Context, arguments: &Verify) -> Result<Exit, Failure> {
     let (name, config) = pipeline(&context.config, arguments)?;
-    let source = config.postgres_source(name)?;
+    let source = config.source(name)?;
     let lake = Lake::open(&context.config).await?;
     for table in &arguments.tables {
         lake.table(table).await?;
@@ -21,7 +21,7 @@ pub(super) async fn run(context: &Context, arguments: &Verify) -> Result<Exit, F
         cut: arguments.cut,
         show_keys: arguments.show_keys,
     };
-    let report = cdc_postgres::verify(&source, lake.environment(name, config), options).await?;
+    let report = source.verify(lake.environment(name, config), options).await?;
     match context.json {
         true => answer::json(&report)?,
         false => print(&report)?,

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, Cut, properties};
-use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -15,6 +14,7 @@ use crate::cli::Wait;
 use crate::config::PipelineConfig;
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Lake};
+use crate::source::End;
 use crate::worker_state::{Phase, WorkerState};
 
 /// Pace of the questions.
@@ -24,8 +24,8 @@ pub(super) async fn run(context: &Context, arguments: &Wait) -> Result<Exit, Fai
     let deadline = Instant::now() + arguments.timeout.0;
     let (name, config) = context.config.choose_one(arguments.pipeline.as_deref())?;
     let target = match arguments.until.position {
-        Some(position) => position,
-        None => cdc_postgres::end_of_wal(&config.postgres_source(name)?).await?,
+        Some(position) => End::At(position),
+        None => config.source(name)?.end().await?,
     };
     let (mut lake, mut control, mut cut) = (None, None, None);
     loop {
@@ -36,7 +36,7 @@ pub(super) async fn run(context: &Context, arguments: &Wait) -> Result<Exit, Fai
             control = lake.catalog.load(&TableName::new(CONTROL_NAMESPACE, name), control.as_ref()).await?;
             cut = control.as_ref().map(ControlState::of).transpose()?.and_then(|state| state.cut);
             if let Some(cut) = &cut
-                && cut.position.includes(target)
+                && target.is_in(cut)
                 && holds_every_table(lake, cut, config).await?
             {
                 report(context, name, target, cut)?;
@@ -60,19 +60,19 @@ async fn holds_every_table(lake: &Lake, cut: &Cut, config: &PipelineConfig) -> R
     Ok(all)
 }
 
-fn report(context: &Context, name: &str, target: Position, cut: &Cut) -> Result<(), Failure> {
+fn report(context: &Context, name: &str, target: End, cut: &Cut) -> Result<(), Failure> {
     let committed_at = answer::time(cut.committed_at);
     if context.json {
         let cut = json!({"position": cut.position, "committed_at": committed_at});
-        return answer::json(&json!({"pipeline": name, "position": target, "cut": cut}));
+        return answer::json(&json!({"pipeline": name, "position": target.to_string(), "cut": cut}));
     }
     answer::line(&format!("{name} holds {target}: cut {} of {committed_at}", cut.position))
 }
 
-fn timed_out(name: &str, config: &PipelineConfig, target: Position, cut: Option<&Cut>) -> Failure {
+fn timed_out(name: &str, config: &PipelineConfig, target: End, cut: Option<&Cut>) -> Failure {
     let stands = match cut {
         None => "the pipeline has no cut yet".to_owned(),
-        Some(cut) if cut.position.includes(target) => "a table is still being copied".to_owned(),
+        Some(cut) if target.is_in(cut) => "a table is still being copied".to_owned(),
         Some(cut) => format!("the newest cut is {}", cut.position),
     };
     let worker = WorkerState::read(&config.local_state, name).and_then(|worker| match worker.state {

@@ -51,7 +51,6 @@ impl Site {
 
     /// Several pipelines (name, database, lines of its section) on the catalog that its section describes.
     pub(crate) fn on(cluster: &Cluster, catalog: &str, pipelines: &[(&str, &str, &str)]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
         let pipeline = |(name, database, section): &(&str, &str, &str)| {
             format!(
                 "[pipelines.{name}]\ncommit_interval_seconds = 1\n{section}\n\
@@ -61,9 +60,15 @@ impl Site {
             )
         };
         let config = format!("[catalog]\n{catalog}\n{}", pipelines.iter().map(pipeline).collect::<String>());
-        let mut lakehouse = Lakehouse::new(folder.path(), &config);
-        lakehouse.set_environment("SOURCE_PASSWORD", cluster.superuser_password());
-        Self { lakehouse, folder }
+        let mut site = Self::with(&config);
+        site.lakehouse.set_environment("SOURCE_PASSWORD", cluster.superuser_password());
+        site
+    }
+
+    /// With this configuration file.
+    pub(crate) fn with(config: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self { lakehouse: Lakehouse::new(folder.path(), config), folder }
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -42,6 +42,12 @@ impl Ministack {
     pub fn objects(&self) -> Objects {
         Objects::at(&self.process.uri())
     }
+
+    /// Its DynamoDB, and the streams of its tables: one shard each, that never ends, with records that are never trimmed.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.process.uri()
+    }
 }
 
 /// Amazon's native S3 Tables API with version tokens that are compared (`moto`), and S3 under the same address.

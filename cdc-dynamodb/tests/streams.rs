@@ -1,0 +1,152 @@
+//! Histories of a table whose shards split, roll over, are listed late and throttle, under random writes during the copy
+//! and after, with crashes: the mirror equals the table item for item, the history has each record once (D12, D13, D20).
+//!
+//! `LAKEHOUSE_SEEDS` sets how many, `LAKEHOUSE_SEED` the first.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use arrow_array::Array as _;
+use arrow_array::cast::AsArray;
+use arrow_array::types::Int64Type;
+use fastrand::Rng;
+use serde_json::{Value, json};
+use support::Lake;
+use testkit::dynamodb::{DynamoDb, Habits, KeyType, View};
+
+const TABLE: &str = "profiles";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_shards_do_the_mirror_is_the_table_and_the_history_has_each_record_once() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let long = std::env::var_os("LAKEHOUSE_LONG").is_some();
+    let seeds = number("LAKEHOUSE_SEEDS").unwrap_or(if long { 1_000 } else { 60 });
+    let first = number("LAKEHOUSE_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
+    eprintln!("histories of shards: LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
+    for seed in first..first + seeds {
+        // The seed of a failure stands in the panic's message.
+        let history = tokio::spawn(async move { one_history(seed).await });
+        if let Err(error) = history.await {
+            panic!("LAKEHOUSE_SEED={seed}: {error}");
+        }
+    }
+}
+
+fn habits(rng: &mut Rng) -> Habits {
+    let mut some = |most: u32| if rng.bool() { 0 } else { rng.u32(1..=most) };
+    Habits {
+        splits: some(40),
+        rolls: some(40),
+        most_open_shards: 6,
+        listed_late: some(3),
+        closed_late: some(3),
+        unordered: some(1) == 1,
+        throttled: some(100),
+        internal_errors: some(50),
+        expired_iterators: some(100),
+        empty_pages: some(300),
+        short_pages: some(300),
+        ends_with_records: some(1_000),
+        ..Habits::default()
+    }
+}
+
+/// Writes of one client: what is there afterwards is the simulator's to say.
+struct Writer<'a> {
+    service: &'a DynamoDb,
+    rng: Rng,
+    version: u64,
+}
+
+impl Writer<'_> {
+    fn some(&mut self, most: u32) {
+        for _ in 0..self.rng.u32(..most) {
+            let id = format!("u{}", self.rng.u32(..30));
+            self.version += 1;
+            match self.rng.u32(..10) {
+                0..2 => self.service.delete(TABLE, &json!({"id": {"S": id}})),
+                2 => self.service.ttl_delete(TABLE, &json!({"id": {"S": id}})),
+                _ => {
+                    let item = json!({"id": {"S": id}, "n": {"N": self.version.to_string()}, "v": {"S": "x"}});
+                    self.service.put(TABLE, &item);
+                }
+            }
+        }
+    }
+}
+
+async fn one_history(seed: u64) {
+    let mut rng = Rng::with_seed(seed);
+    let service = DynamoDb::start(habits(&mut rng), seed);
+    service.create_table(TABLE, &[("id", KeyType::S)]);
+    service.enable_stream(TABLE, View::NewAndOldImages, rng.usize(1..4));
+    let mut writer = Writer { service: &service, rng: rng.fork(), version: 0 };
+    writer.some(60);
+    let mut lake = Lake::new(&service, &[TABLE]);
+    lake.options(TABLE).columns.insert("n".to_owned(), "long".to_owned());
+
+    for _ in 0..rng.usize(1..5) {
+        let running = lake.start();
+        for _ in 0..rng.usize(1..8) {
+            writer.some(40);
+            tokio::time::sleep(Duration::from_millis(rng.u64(..30))).await;
+        }
+        match rng.u32(..4) {
+            0 => running.stop().await,
+            _ => running.kill().await,
+        }
+    }
+    let running = lake.start();
+    writer.some(40);
+    let wanted = wanted(&service);
+    let records = service.records(TABLE);
+    lake.until("the mirror is the table, and the history has all records", &running, async || {
+        lake.history(TABLE, "id").await.len() >= records.len() && mirror(&lake).await == wanted
+    })
+    .await;
+    running.stop().await;
+
+    let history = lake.history(TABLE, "id").await;
+    let places: Vec<(String, String)> =
+        history.iter().map(|change| (change.lane.clone(), change.offset.clone())).collect();
+    let distinct: BTreeSet<&(String, String)> = places.iter().collect();
+    assert_eq!(distinct.len(), places.len(), "a record stands twice in the history");
+    let sent: BTreeSet<(String, String)> =
+        records.iter().map(|record| (record.shard.clone(), record.sequence.trim_start_matches('0').to_owned())).collect();
+    let missing: Vec<_> = sent.iter().filter(|place| !distinct.contains(place)).take(3).collect();
+    assert!(missing.is_empty() && sent.len() == distinct.len(), "missing in the history: {missing:?}");
+    // Each item's changes in the order in which they were made: never a child before its parent.
+    let mut last: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for change in &history {
+        let place = (change.offset.len(), change.offset.as_str());
+        let before = last.insert(&change.key, place);
+        assert!(before.is_none_or(|before| before < place), "{change:?} stands behind {before:?}");
+    }
+    service.assert_one_reader_per_shard();
+}
+
+/// The table as `id`, `n` and `_rest`.
+fn wanted(service: &DynamoDb) -> BTreeMap<String, (i64, String)> {
+    let row = |item: Value| {
+        let n = item["n"]["N"].as_str().expect("a number").parse().expect("a number");
+        (item["id"]["S"].as_str().expect("a key").to_owned(), (n, r#"{"v":"x"}"#.to_owned()))
+    };
+    service.items(TABLE).into_iter().map(|item| row(serde_json::to_value(item).expect("JSON"))).collect()
+}
+
+async fn mirror(lake: &Lake) -> BTreeMap<String, (i64, String)> {
+    let mut rows = BTreeMap::new();
+    for batch in lake.batches(TABLE).await {
+        let column = |name: &str| batch.column_by_name(name).unwrap_or_else(|| panic!("no {name}")).clone();
+        let (ids, n, rest) = (column("id"), column("n"), column("_rest"));
+        for row in 0..batch.num_rows() {
+            let rest = rest.as_string::<i32>();
+            let value = (n.as_primitive::<Int64Type>().value(row), rest.value(row).to_owned());
+            let before = rows.insert(ids.as_string::<i32>().value(row).to_owned(), value);
+            assert!(before.is_none() && rest.is_valid(row), "a key stands twice in the mirror");
+        }
+    }
+    rows
+}
