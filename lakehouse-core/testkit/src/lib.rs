@@ -6,6 +6,7 @@
 
 pub mod bank;
 pub mod canonical;
+pub mod dynamodb;
 pub mod emulators;
 pub mod fault_proxy;
 mod host;
