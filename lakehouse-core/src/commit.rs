@@ -63,7 +63,7 @@ pub struct FileChange {
     pub added: Vec<NewFile>,
     /// New position-delete files, each for one data file.
     pub deletes: Vec<NewFile>,
-    /// Delete files that `deletes` supersede.
+    /// Delete files that `deletes` supersede. A commit adds those that have no effect any more.
     pub replaced_deletes: HashSet<String>,
     /// Everything that was live before goes first (a truncate, or a copy that begins anew).
     pub remove_all: bool,
@@ -143,7 +143,10 @@ enum Judgement {
 impl Committer {
     /// Commits to one table and follows it. On success the table stands at the new snapshot. An error with
     /// [`Reaction::Retry`] means: resume from the cut, having forgotten everything; nothing is known to have failed.
-    pub async fn commit(&self, table: &mut LakeTable, commit: TableCommit) -> Result<i64, Problem> {
+    pub async fn commit(&self, table: &mut LakeTable, mut commit: TableCommit) -> Result<i64, Problem> {
+        if !commit.change.remove_all {
+            commit.change.replaced_deletes.extend(table.live.dangling_deletes().iter().cloned());
+        }
         let files = commit.change.added.iter().chain(&commit.change.deletes);
         self.storage.make_durable(files.map(|new| new.file.file_path().to_owned()).collect()).await?;
         slow_down(&table.loaded).await;
@@ -362,7 +365,8 @@ struct BuiltCommit {
 }
 
 fn operation(change: &FileChange) -> Operation {
-    match (change.remove_all || !change.deletes.is_empty(), change.added.is_empty()) {
+    let removes = change.remove_all || !change.deletes.is_empty() || !change.replaced_deletes.is_empty();
+    match (removes, change.added.is_empty()) {
         (false, _) => Operation::Append,
         (true, true) => Operation::Delete,
         (true, false) => Operation::Overwrite,
