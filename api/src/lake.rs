@@ -11,7 +11,7 @@ use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{self, TableState};
 use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, named_snapshots, recorded_cuts};
 use lakehouse_core::foreign::is_ours;
-use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
+use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL, TABLES_AT_ONCE};
 use lakehouse_core::live::LiveFiles;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
@@ -39,6 +39,7 @@ impl Lake {
             local_state: config.local_state.join(pipeline),
             sync_local_state: false,
             tables_at_once: TABLES_AT_ONCE,
+            owner_interval: OWNER_INTERVAL,
             planted: Planted::none(),
         }
     }

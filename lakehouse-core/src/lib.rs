@@ -45,6 +45,7 @@ pub mod lakehouse;
 pub mod live;
 mod mirror;
 pub mod overflow;
+pub mod owner_watch;
 pub mod pipeline;
 pub mod planted;
 pub mod position;
