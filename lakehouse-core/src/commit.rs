@@ -43,6 +43,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Snapshots that a table keeps in its metadata; the oldest beyond leave it, so that metadata stays small.
 const SNAPSHOTS: usize = 2_000;
+/// The code of a commit that another engine's has come before: nothing is wrong, and nothing heals by waiting.
+pub const FOREIGN_COMMIT: &str = "FOREIGN_COMMIT";
 /// Snapshots that leave at a time.
 const SNAPSHOTS_AT_ONCE: usize = 200;
 
@@ -138,6 +140,8 @@ enum Judgement {
     Fenced(String),
     /// The table is somewhere else: forget everything and resume from the cut.
     Moved(String),
+    /// The same, by another engine's doing.
+    Overtaken,
 }
 
 impl Committer {
@@ -163,6 +167,10 @@ impl Committer {
                 }
                 Judgement::Fenced(why) => return Err(fenced(table.name(), &why)),
                 Judgement::Moved(why) => return Err(moved(table.name(), &why)),
+                Judgement::Overtaken => {
+                    let why = "another engine has committed";
+                    return Err(Problem::retry(FOREIGN_COMMIT, table.name().to_string(), why));
+                }
             }
             let base = if self.rebases() { &head } else { &table.loaded };
             let built = self.build(base, table, &commit, &batch, snapshot_id).await?;
@@ -229,10 +237,10 @@ impl Committer {
         if head.metadata_location == table.loaded.metadata_location {
             return Ok(Judgement::Attempt);
         }
-        Ok(Judgement::Moved(match state.position == table.state.position && state.copy == table.state.copy {
-            true => "another engine has committed".into(),
-            false => "another incarnation has committed".into(),
-        }))
+        Ok(match state.position == table.state.position && state.copy == table.state.copy {
+            true => Judgement::Overtaken,
+            false => Judgement::Moved("another incarnation has committed".into()),
+        })
     }
 
     /// The planted bugs that put a change on whatever head there is.
