@@ -10,11 +10,14 @@ use iceberg::spec::SnapshotRef;
 use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{self, TableState};
 use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, named_snapshots, recorded_cuts};
-use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
+use lakehouse_core::foreign::is_ours;
+use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL, TABLES_AT_ONCE};
+use lakehouse_core::live::LiveFiles;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::{OPERATION, TableName};
 use lakehouse_core::storage::Storage;
+use tracing::warn;
 
 use crate::answer;
 use crate::config::PipelineConfig;
@@ -36,6 +39,7 @@ impl Lake {
             local_state: config.local_state.join(pipeline),
             sync_local_state: false,
             tables_at_once: TABLES_AT_ONCE,
+            owner_interval: OWNER_INTERVAL,
             planted: Planted::none(),
         }
     }
@@ -82,6 +86,20 @@ impl Lake {
         tables.retain(|table| kind(table) == Kind::Mirror || !mirrors.contains(&table.name));
         Ok(tables)
     }
+
+    /// Live rows of the current snapshot; `None` if that cannot be told. Our totals say it. Another engine's count what it
+    /// has left behind, deletes of files that are gone among it: then the manifests are asked.
+    pub(crate) async fn rows(&self, table: &LoadedTable) -> Option<u64> {
+        match table.metadata.current_snapshot() {
+            Some(head) if kind(table) != Kind::Other && !is_ours(head) => {
+                let live = LiveFiles::load(&self.storage, table, Some(head.snapshot_id())).await;
+                live.inspect_err(|problem| warn!(table = %table.name, code = problem.code, "rows cannot be counted"))
+                    .ok()
+                    .map(|live| live.rows())
+            }
+            _ => rows_by_totals(table),
+        }
+    }
 }
 
 /// What a table of the lake is.
@@ -109,7 +127,7 @@ pub(crate) fn table_state(table: &LoadedTable) -> Result<TableState, Failure> {
 }
 
 /// Live rows of the current snapshot, by its totals; `None` if another engine has left them out.
-pub(crate) fn rows(table: &LoadedTable) -> Option<u64> {
+fn rows_by_totals(table: &LoadedTable) -> Option<u64> {
     let Some(snapshot) = table.metadata.current_snapshot() else {
         return Some(0);
     };

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
+use lakehouse_core::commit::FOREIGN_COMMIT;
 use lakehouse_core::error::{Problem, Reaction};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -189,7 +190,7 @@ async fn supervise<F: Future<Output = Result<(), Problem>>>(
             Reaction::Retry => {}
             Reaction::Halt | Reaction::HaltTable => return Err(problem),
         }
-        let wait = jittered(pauses.after(begun.elapsed()));
+        let wait = jittered(pauses.after(begun.elapsed(), problem.code));
         let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         warn!(
             pipeline = name,
@@ -209,7 +210,8 @@ async fn supervise<F: Future<Output = Result<(), Problem>>>(
     }
 }
 
-/// How long to wait before the next incarnation: twice as long each time, and short again after a healthy life.
+/// How long to wait before the next incarnation: twice as long each time, and short again after a healthy life, or where
+/// another engine has come first.
 struct Pauses {
     next: Duration,
 }
@@ -221,8 +223,12 @@ impl Default for Pauses {
 }
 
 impl Pauses {
-    /// The pause after an incarnation that lived so long.
-    fn after(&mut self, lived: Duration) -> Duration {
+    /// The pause after an incarnation that lived so long and ended with this code.
+    fn after(&mut self, lived: Duration, code: &str) -> Duration {
+        // Another engine that commits once a minute would otherwise make every pause the longest.
+        if code == FOREIGN_COMMIT {
+            return FIRST_PAUSE;
+        }
         let pause = if lived >= HEALTHY { FIRST_PAUSE } else { self.next };
         self.next = (pause * 2).min(LONGEST_PAUSE);
         pause
@@ -257,12 +263,13 @@ mod tests {
         let mut pauses = Pauses::default();
         let mut expected = FIRST_PAUSE;
         for _ in 0..12 {
-            assert_eq!(pauses.after(Duration::ZERO), expected);
+            assert_eq!(pauses.after(Duration::ZERO, "SERVER"), expected);
+            assert_eq!(pauses.after(Duration::ZERO, FOREIGN_COMMIT), FIRST_PAUSE);
             expected = (expected * 2).min(LONGEST_PAUSE);
         }
         assert_eq!(expected, LONGEST_PAUSE);
-        assert_eq!(pauses.after(HEALTHY), FIRST_PAUSE);
-        assert_eq!(pauses.after(Duration::ZERO), FIRST_PAUSE * 2);
+        assert_eq!(pauses.after(HEALTHY, "SERVER"), FIRST_PAUSE);
+        assert_eq!(pauses.after(Duration::ZERO, "SERVER"), FIRST_PAUSE * 2);
         let pause = jittered(LONGEST_PAUSE);
         assert!(pause >= LONGEST_PAUSE / 2 && pause <= LONGEST_PAUSE);
     }

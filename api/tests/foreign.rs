@@ -94,6 +94,24 @@ impl Scene {
         assert_eq!(self.live.site.table_status("public.t").await, ("streaming".to_owned(), None));
     }
 
+    /// True if delete files of `t` have no data file.
+    async fn dangling(&self) -> bool {
+        let checked = self.live.site.lakehouse.ask(&["fsck", "--table", "app.t"]).await;
+        checked.to_string().contains("is dangling")
+    }
+
+    /// `status` and `tables` say how many rows DuckDB finds.
+    async fn assert_counted(&mut self) {
+        let rows = self.books.rows(&self.live.site, "app.t", &[]).await.len();
+        let status = self.live.site.lakehouse.ask(&["status"]).await;
+        let tables = self.live.site.lakehouse.ask(&["tables"]).await;
+        for listed in [&status["pipelines"][0]["tables"], &tables["tables"]] {
+            let listed = listed.as_array().expect("tables");
+            let table = listed.iter().find(|table| table["table"] == "app.t").expect("the table");
+            assert_eq!(table["rows"], rows, "{table}");
+        }
+    }
+
     async fn assert_sound(&self) {
         let (code, checked) = self.live.site.lakehouse.json(&["fsck"]).await;
         assert_eq!((code, &checked["verdict"]), (Some(0), &"sound".into()), "{checked}");
@@ -279,6 +297,26 @@ async fn rows_that_another_engine_deletes_stay_away_until_the_source_writes_them
     scene.quiet().await;
     scene.assert_streaming().await;
     scene.assert_rows("id NOT BETWEEN 1001 AND 1100 AND id NOT BETWEEN 1601 AND 1649").await;
+    scene.assert_sound().await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletes_that_another_engine_leaves_without_effect_do_not_count_and_go_with_the_next_commit() {
+    let mut scene = Scene::new().await;
+    scene.sql(&changes(0)).await;
+    scene.quiet().await;
+    // Rewrites the file of the copy, and leaves our deletes from it where they are.
+    foreign(&scene, Deed::Delete("id = 1992")).await;
+    assert!(scene.dangling().await, "nothing to be told apart");
+    scene.assert_counted().await;
+
+    scene.sql("UPDATE t SET v = 'later' WHERE id = 1993").await;
+    scene.live.site.caught_up().await;
+    scene.assert_streaming().await;
+    assert!(!scene.dangling().await);
+    scene.assert_counted().await;
+    scene.assert_rows("id <> 1992").await;
     scene.assert_sound().await;
     scene.end().await;
 }

@@ -97,7 +97,7 @@ async fn nothing_is_lost_doubled_or_split_on_s3_tables_however_often_the_worker_
     let kills: u64 = match std::env::var("LAKEHOUSE_KILLS") {
         Ok(kills) => kills.parse().expect("LAKEHOUSE_KILLS is a number"),
         Err(_) if std::env::var_os("LAKEHOUSE_LONG").is_some() => 200,
-        Err(_) => 12,
+        Err(_) => 30,
     };
     let seed = match std::env::var("LAKEHOUSE_SEED") {
         Ok(seed) => seed.parse().expect("LAKEHOUSE_SEED is a number"),

@@ -44,6 +44,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Snapshots that a table keeps in its metadata; the oldest beyond leave it, so that metadata stays small.
 const SNAPSHOTS: usize = 2_000;
+/// The code of a commit that another engine's has come before: nothing is wrong, and nothing heals by waiting.
+pub const FOREIGN_COMMIT: &str = "FOREIGN_COMMIT";
 /// Snapshots that leave at a time.
 const SNAPSHOTS_AT_ONCE: usize = 200;
 
@@ -64,7 +66,7 @@ pub struct FileChange {
     pub added: Vec<NewFile>,
     /// New position-delete files, each for one data file.
     pub deletes: Vec<NewFile>,
-    /// Delete files that `deletes` supersede.
+    /// Delete files that `deletes` supersede. A commit adds those that have no effect any more.
     pub replaced_deletes: HashSet<String>,
     /// Everything that was live before goes first (a truncate, or a copy that begins anew).
     pub remove_all: bool,
@@ -141,12 +143,17 @@ enum Judgement {
     Fenced(String),
     /// The table is somewhere else: forget everything and resume from the cut.
     Moved(String),
+    /// The same, by another engine's doing.
+    Overtaken,
 }
 
 impl Committer {
     /// Commits to one table and follows it. On success the table stands at the new snapshot. An error with
     /// [`Reaction::Retry`] means: resume from the cut, having forgotten everything; nothing is known to have failed.
-    pub async fn commit(&self, table: &mut LakeTable, commit: TableCommit) -> Result<i64, Problem> {
+    pub async fn commit(&self, table: &mut LakeTable, mut commit: TableCommit) -> Result<i64, Problem> {
+        if !commit.change.remove_all {
+            commit.change.replaced_deletes.extend(table.live.dangling_deletes().iter().cloned());
+        }
         let files = commit.change.added.iter().chain(&commit.change.deletes);
         self.storage.make_durable(files.map(|new| new.file.file_path().to_owned()).collect()).await?;
         slow_down(&table.loaded).await;
@@ -163,6 +170,10 @@ impl Committer {
                 }
                 Judgement::Fenced(why) => return Err(fenced(table.name(), &why)),
                 Judgement::Moved(why) => return Err(moved(table.name(), &why)),
+                Judgement::Overtaken => {
+                    let why = "another engine has committed";
+                    return Err(Problem::retry(FOREIGN_COMMIT, table.name().to_string(), why));
+                }
             }
             let base = if self.rebases() { &head } else { &table.loaded };
             let built = self.build(base, table, &commit, &batch, snapshot_id).await?;
@@ -229,10 +240,10 @@ impl Committer {
         if head.metadata_location == table.loaded.metadata_location {
             return Ok(Judgement::Attempt);
         }
-        Ok(Judgement::Moved(match state.position == table.state.position && state.copy == table.state.copy {
-            true => "another engine has committed".into(),
-            false => "another incarnation has committed".into(),
-        }))
+        Ok(match state.position == table.state.position && state.copy == table.state.copy {
+            true => Judgement::Overtaken,
+            false => Judgement::Moved("another incarnation has committed".into()),
+        })
     }
 
     /// The planted bugs that put a change on whatever head there is.
@@ -373,7 +384,8 @@ struct BuiltCommit {
 }
 
 fn operation(change: &FileChange) -> Operation {
-    match (change.remove_all || !change.deletes.is_empty(), change.added.is_empty()) {
+    let removes = change.remove_all || !change.deletes.is_empty() || !change.replaced_deletes.is_empty();
+    match (removes, change.added.is_empty()) {
         (false, _) => Operation::Append,
         (true, true) => Operation::Delete,
         (true, false) => Operation::Overwrite,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::TableCreation;
@@ -23,6 +24,7 @@ use crate::foreign::check_foreign;
 use crate::history::History;
 use crate::lanes::TableLanes;
 use crate::mirror::Mirror;
+use crate::owner_watch::OwnerWatch;
 use crate::planted::{Bug, Planted};
 use crate::position::{Boundary, Position};
 use crate::schema::{TableName, TableSchema};
@@ -30,6 +32,8 @@ use crate::storage::Storage;
 
 /// What [`Environment::tables_at_once`] is, unless a test wants its commits one by one.
 pub const TABLES_AT_ONCE: usize = 4;
+/// What [`Environment::owner_interval`] is.
+pub const OWNER_INTERVAL: Duration = Duration::from_secs(600);
 
 /// What a pipeline needs beside its tables.
 #[derive(Clone)]
@@ -42,6 +46,8 @@ pub struct Environment {
     pub sync_local_state: bool,
     /// Tables written, or committed, at the same time.
     pub tables_at_once: usize,
+    /// How often each table is asked who owns its maintenance; [`OWNER_INTERVAL`], unless a test cannot wait.
+    pub owner_interval: Duration,
     pub planted: Planted,
 }
 
@@ -53,6 +59,7 @@ pub struct Lakehouse {
     /// By name at the source.
     tables: BTreeMap<String, CapturedTable>,
     left: BTreeMap<String, LeftTable>,
+    owners: OwnerWatch,
 }
 
 struct CapturedTable {
@@ -105,7 +112,9 @@ impl Lakehouse {
             planted: environment.planted,
         };
         let left = control.state().cut.as_ref().map(|cut| cut.left.clone()).unwrap_or_default();
-        let mut lakehouse = Self { environment, control, committer, tables: BTreeMap::new(), left };
+        let mut owners = OwnerWatch::every(environment.owner_interval);
+        owners.add(control.table().name.clone(), Instant::now());
+        let mut lakehouse = Self { environment, control, committer, tables: BTreeMap::new(), left, owners };
         for schema in schemas {
             lakehouse.open_table(schema).await?;
         }
@@ -178,13 +187,14 @@ impl Lakehouse {
     }
 
     async fn load_or_create(
-        &self,
+        &mut self,
         name: &TableName,
         schema: &TableSchema,
         iceberg: Schema,
         spec: UnboundPartitionSpec,
     ) -> Result<LoadedTable, Problem> {
         let catalog = &self.environment.catalog;
+        self.owners.add(name.clone(), Instant::now());
         if let Some(loaded) = catalog.load(name, None).await? {
             catalog.check_owner(name).await?;
             return Ok(loaded);
@@ -399,7 +409,9 @@ impl Lakehouse {
         drop(left);
         self.tables.extend(idle);
         self.take_back(done)?;
-        self.write_cut(to).await
+        let durable = self.write_cut(to).await?;
+        self.owners.look(self.environment.catalog.as_ref(), Instant::now()).await;
+        Ok(durable)
     }
 
     async fn write_cut(&mut self, to: Boundary) -> Result<Option<DurablePosition>, Problem> {

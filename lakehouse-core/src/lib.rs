@@ -48,6 +48,7 @@ pub mod lanes;
 pub mod live;
 mod mirror;
 pub mod overflow;
+pub mod owner_watch;
 pub mod pipeline;
 pub mod planted;
 pub mod position;

@@ -52,6 +52,8 @@ pub struct LiveFiles {
     pub data: HashMap<String, LiveFile>,
     /// By path.
     pub deletes: HashMap<String, LiveDelete>,
+    /// Delete files without effect: their data file has gone, by another engine's commit. The next commit of ours drops them.
+    dangling: HashSet<String>,
     totals: Totals,
 }
 
@@ -62,6 +64,7 @@ pub struct Totals {
     pub delete_files: u64,
     /// Rows of the data files, deleted ones included.
     pub records: u64,
+    /// Rows of the delete files, those without effect included.
     pub deleted_positions: u64,
     /// Of data files and delete files.
     pub bytes: u64,
@@ -72,9 +75,14 @@ impl LiveFiles {
         self.totals
     }
 
-    /// Rows of all data files minus deleted positions. Exact for tables that only we write: a row is deleted once.
+    /// Rows of all data files minus those that are deleted. Exact as long as nobody deletes a row twice, as we never do.
     pub fn rows(&self) -> u64 {
-        self.totals.records.saturating_sub(self.totals.deleted_positions)
+        self.totals.records.saturating_sub(self.deleted_rows())
+    }
+
+    /// Deleted rows of the data files: positions in files that are gone do not count.
+    pub fn deleted_rows(&self) -> u64 {
+        self.totals.deleted_positions - self.deleted_positions(&self.dangling)
     }
 
     pub(crate) fn deleted_positions(&self, deletes: &HashSet<String>) -> u64 {
@@ -111,6 +119,7 @@ impl LiveFiles {
         }
         self.totals = totals;
         self.manifests = manifests;
+        self.dangling.retain(|path| !change.replaced_deletes.contains(path));
         for path in &change.replaced_deletes {
             self.deletes.remove(path);
         }
@@ -149,6 +158,7 @@ impl LiveFiles {
         }
         drop(reads);
         live.attach(&unscoped);
+        live.dangling = live.find_dangling();
         live.count();
         Ok(live)
     }
@@ -235,7 +245,11 @@ impl LiveFiles {
     }
 
     /// Delete files that no live data file has (left behind when their data file went).
-    pub fn dangling_deletes(&self) -> HashSet<String> {
+    pub fn dangling_deletes(&self) -> &HashSet<String> {
+        &self.dangling
+    }
+
+    fn find_dangling(&self) -> HashSet<String> {
         let used: HashSet<&String> = self.data.values().flat_map(|file| &file.deletes).collect();
         self.deletes.keys().filter(|path| !used.contains(path)).cloned().collect()
     }

@@ -539,7 +539,7 @@ fn a_foreign_property_on_a_mirror_costs_one_restart() {
         let (running, gate) = until_asleep(&world, sleeper).await.unwrap();
         set_property(&world, &TableName::new("lake", "first"), "owner.team", "somebody").await;
         gate.open();
-        assert_eq!(code(running.expect("asleep").await.unwrap()), "TABLE_MOVED");
+        assert_eq!(code(running.expect("asleep").await.unwrap()), "FOREIGN_COMMIT");
         finish(&world).await;
     });
 }

@@ -52,7 +52,7 @@ pub async fn observe(storage: &Storage, table: &LoadedTable) -> Result<TableHeal
         most_deletes_per_file: deletes.max().unwrap_or(0),
         dangling_deletes: live.dangling_deletes().len() as u64,
         rows: live.rows(),
-        deleted_rows: totals.deleted_positions,
+        deleted_rows: live.deleted_rows(),
         bytes: totals.bytes,
         manifests: live.manifests.len() as u64,
         snapshots: table.metadata.snapshots().len() as u64,

@@ -142,10 +142,14 @@ async fn end_of_source(name: &str, config: &PipelineConfig) -> Option<End> {
 
 async fn tables(lake: &Lake, namespace: &str, cut: &Cut) -> Result<Vec<Table>, Failure> {
     let captured = lake.captured(namespace, &cut.source).await?;
-    captured.iter().map(|table| one_table(table, cut)).collect()
+    let mut tables = Vec::with_capacity(captured.len());
+    for table in &captured {
+        tables.push(one_table(table, lake.rows(table).await, cut)?);
+    }
+    Ok(tables)
 }
 
-fn one_table(table: &LoadedTable, cut: &Cut) -> Result<Table, Failure> {
+fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut) -> Result<Table, Failure> {
     let state = lake::table_state(table)?;
     let source = table.property(properties::SOURCE_TABLE);
     let left = source.and_then(|source| cut.left.get(source));
@@ -159,7 +163,7 @@ fn one_table(table: &LoadedTable, cut: &Cut) -> Result<Table, Failure> {
             (None, None, None) => State::New,
         },
         code: left.map(|left| left.code.clone()),
-        rows: lake::rows(table),
+        rows,
         snapshot_id: table.snapshot_id().map(|id| id.to_string()),
         position: left.map(|left| left.position).or(state.position),
     })

@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
         tables.push(Table {
             kind: lake::kind(&table),
             source: table.property(properties::SOURCE_TABLE).map(str::to_owned),
-            rows: lake::rows(&table),
+            rows: lake.rows(&table).await,
             data_files: total("total-data-files"),
             delete_files: total("total-delete-files"),
             bytes: total("total-files-size"),

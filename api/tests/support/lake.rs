@@ -45,6 +45,7 @@ pub(crate) async fn installation() -> Installation {
         local_state,
         sync_local_state: false,
         tables_at_once: TABLES_AT_ONCE,
+        owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
         planted: Planted::none(),
     };
     let schema = Arc::new(schema());

@@ -125,6 +125,7 @@ impl Lake {
             local_state: self.path(&self.local_state),
             sync_local_state: true,
             tables_at_once: TABLES_AT_ONCE,
+            owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
             planted: self.planted,
         }
     }

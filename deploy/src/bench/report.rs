@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::requests::Requested;
 use crate::shape::Shape;
 use crate::{Bench, label};
 
@@ -60,11 +61,15 @@ const TARGETS: [Target; 5] = [
 const MEBIBYTE: f64 = 1024.0 * 1024.0;
 /// Of every run.
 const PEAK_RSS_MEBIBYTES: f64 = 512.0;
+/// Of one table commit, at any number of data files.
+const OBJECT_REQUESTS: f64 = 8.0;
+const CATALOG_REQUESTS: f64 = 2.0;
 
 /// Prints figures as they come, so that a later failure loses none.
 pub(crate) struct Report {
     json: bool,
     figures: Vec<Figure>,
+    requests: Vec<Requested>,
 }
 
 impl Sample {
@@ -148,7 +153,7 @@ impl Report {
                 "peak MiB",
             );
         }
-        Self { json, figures: Vec::new() }
+        Self { json, figures: Vec::new(), requests: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, figure: Figure) {
@@ -159,16 +164,33 @@ impl Report {
         self.figures.push(figure);
     }
 
+    pub(crate) fn add_requests(&mut self, requested: Requested) {
+        match self.json {
+            true => println!("{}", serde_json::to_string(&requested).expect("a line is plain data")),
+            false => println!("{}", requests_line(&requested)),
+        }
+        self.requests.push(requested);
+    }
+
     pub(crate) fn end(&self) {
         if !self.json {
             println!();
-            verdicts(&self.figures).iter().for_each(|line| println!("{line}"));
+            verdicts(&self.figures, &self.requests).iter().for_each(|line| println!("{line}"));
         }
     }
 }
 
+fn requests_line(requested: &Requested) -> String {
+    let Requested { bench, data_files, table_commits, object_requests_per_commit, catalog_requests_per_commit } =
+        requested;
+    format!(
+        "{bench:<9} {data_files} data files: {object_requests_per_commit:.2} to the object store and \
+         {catalog_requests_per_commit:.2} to the catalog per table commit, over {table_commits} of them"
+    )
+}
+
 /// A line per target, also for what was not measured in this run.
-fn verdicts(figures: &[Figure]) -> Vec<String> {
+fn verdicts(figures: &[Figure], requests: &[Requested]) -> Vec<String> {
     let mut lines = Vec::new();
     for target in &TARGETS {
         let name = label(target.bench, target.shape);
@@ -203,7 +225,22 @@ fn verdicts(figures: &[Figure]) -> Vec<String> {
         }
     };
     lines.push(format!("target memory: at most {PEAK_RSS_MEBIBYTES:.0} MiB resident in every run: {peak}"));
+    lines.push(format!(
+        "target requests: at most {OBJECT_REQUESTS:.0} to the object store and {CATALOG_REQUESTS:.0} to the catalog per \
+         table commit, at any number of data files: {}",
+        requests_verdict(requests)
+    ));
     lines
+}
+
+fn requests_verdict(requests: &[Requested]) -> String {
+    let most = |of: fn(&Requested) -> f64| requests.iter().map(of).reduce(f64::max);
+    let objects = most(|requested| requested.object_requests_per_commit);
+    let catalog = most(|requested| requested.catalog_requests_per_commit);
+    let Some((objects, catalog)) = objects.zip(catalog) else { return "not measured".to_owned() };
+    let over = [objects - OBJECT_REQUESTS, catalog - CATALOG_REQUESTS].map(|over| over.max(0.0));
+    let missing = format!("{:.2} and {:.2}", over[0], over[1]);
+    format!("{objects:.2} and {catalog:.2}, {}", reached(over == [0.0; 2], &missing))
 }
 
 fn reached(reached: bool, missing: &str) -> String {
@@ -237,12 +274,28 @@ mod tests {
 
     #[test]
     fn every_target_is_reached_or_short_by_something_or_not_measured() {
-        let lines = verdicts(&[insert(8.0, 4.0)]);
-        assert_eq!(lines.len(), 10);
+        let lines = verdicts(&[insert(8.0, 4.0)], &[]);
+        assert_eq!(lines.len(), 11);
         assert!(lines[0].ends_with("0.50, short by 0.30"), "{}", lines[0]);
         assert!(lines[1].ends_with("250000, reached"), "{}", lines[1]);
         assert!(lines[2].ends_with("not measured"), "{}", lines[2]);
         assert!(lines[9].ends_with("600, short by 88"), "{}", lines[9]);
+        assert!(lines[10].ends_with("not measured"), "{}", lines[10]);
+    }
+
+    #[test]
+    fn requests_have_a_line_of_their_own_and_the_worst_counts() {
+        let requested = |data_files, objects| Requested {
+            bench: "requests",
+            data_files,
+            table_commits: 40,
+            object_requests_per_commit: objects,
+            catalog_requests_per_commit: 2.0,
+        };
+        let expected = r#"{"bench":"requests","data_files":10,"table_commits":40,"object_requests_per_commit":5.5,"catalog_requests_per_commit":2.0}"#;
+        assert_eq!(serde_json::to_string(&requested(10, 5.5)).expect("plain data"), expected);
+        let lines = verdicts(&[], &[requested(10, 5.5), requested(10_000, 8.25)]);
+        assert!(lines[10].ends_with("8.25 and 2.00, short by 0.25 and 0.00"), "{}", lines[10]);
     }
 
     #[test]

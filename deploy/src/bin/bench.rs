@@ -4,7 +4,7 @@
 //!
 //! Absolute rates say more about the machine than about the product, so every figure is a ratio to a reference that
 //! does nothing with what it reads. Both are whole processes, measured from outside; rounds alternate and the best
-//! counts. Everything lives in one temporary folder and in processes that end with this one.
+//! counts. Requests per commit are counted, and need no reference. Everything lives in one temporary folder and in processes that end with this one.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -19,6 +19,8 @@ mod process;
 mod read_cost;
 #[path = "../bench/report.rs"]
 mod report;
+#[path = "../bench/requests.rs"]
+mod requests;
 #[path = "../bench/server.rs"]
 mod server;
 #[path = "../bench/shape.rs"]
@@ -113,7 +115,9 @@ async fn main() -> ExitCode {
     };
     let plan = PLAN.iter().filter(|(bench, shape)| label(*bench, *shape).contains(&options.filter));
     let plan: Vec<_> = plan.copied().collect();
-    if plan.is_empty() {
+    let counted = requests::DATA_FILES.into_iter().filter(|&files| requests::name(files).contains(&options.filter));
+    let counted: Vec<_> = counted.collect();
+    if plan.is_empty() && counted.is_empty() {
         eprintln!("bench: no bench contains {:?}", options.filter);
         return ExitCode::from(2);
     }
@@ -124,6 +128,15 @@ async fn main() -> ExitCode {
             Ok(figure) => report.add(figure),
             Err(error) => {
                 eprintln!("bench: {} failed: {error}", label(bench, shape));
+                failed = true;
+            }
+        }
+    }
+    for data_files in counted {
+        match requests::measure(data_files).await {
+            Ok(requested) => report.add_requests(requested),
+            Err(error) => {
+                eprintln!("bench: {} failed: {error}", requests::name(data_files));
                 failed = true;
             }
         }

@@ -17,7 +17,6 @@ use aws_sdk_s3tables::types::{
     MaintenanceStatus, OpenTableFormat, TableMaintenanceConfigurationValue, TableMaintenanceType,
 };
 use iceberg::{TableCreation, TableUpdate};
-use tracing::warn;
 
 use super::{Catalog, LoadedTable, MetadataFile, Swap};
 use crate::aws::{self, AwsConfig, credentials_expired, describe, status};
@@ -232,7 +231,6 @@ impl Catalog for S3TablesCatalog {
             if on != self.wants(&job) {
                 let state = if on { "on" } else { "off" };
                 let message = format!("S3 Tables' own job {job} is {state}, and the configuration has it otherwise");
-                warn!(table = %name, %job, state, "maintenance_owner_drift");
                 let remedy = "switch the job with `aws s3tables put-table-maintenance-configuration`, or change \
                               `owner` in [maintenance]";
                 return Err(Problem::halt("MAINTENANCE_OWNER", name.to_string(), message, remedy));

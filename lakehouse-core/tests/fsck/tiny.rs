@@ -113,6 +113,7 @@ impl Lake {
             local_state: folder.path().join("state"),
             sync_local_state: false,
             tables_at_once: 1,
+            owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
             planted,
         };
         let schema = schema(key);

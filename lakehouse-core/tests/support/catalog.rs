@@ -334,4 +334,8 @@ impl Catalog for FaultyCatalog {
             fault => self.leave(fault, swap).await,
         }
     }
+
+    async fn check_owner(&self, name: &TableName) -> Result<(), Problem> {
+        self.inner.check_owner(name).await
+    }
 }

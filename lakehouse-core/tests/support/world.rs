@@ -8,7 +8,7 @@ use fastrand::Rng;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
 use lakehouse_core::commit::Control;
 use lakehouse_core::error::{Problem, Reaction};
-use lakehouse_core::lakehouse::{Environment, Lakehouse};
+use lakehouse_core::lakehouse::{Environment, Lakehouse, OWNER_INTERVAL};
 use lakehouse_core::pipeline::{Limits, run};
 use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
@@ -39,6 +39,7 @@ pub struct World {
     pub slot: Arc<Slot>,
     pub script: Arc<Script>,
     pub planted: Planted,
+    pub owner_interval: Duration,
 }
 
 /// What one incarnation is like.
@@ -117,7 +118,17 @@ impl World {
         let ground = Arc::new(Ground::default());
         let slot = Slot::new(Arc::clone(&ground), script.consistent_point);
         let folder = temporary_folder();
-        Self { folder, storage, catalog, through, ground, slot, script: Arc::new(script), planted }
+        Self {
+            folder,
+            storage,
+            catalog,
+            through,
+            ground,
+            slot,
+            script: Arc::new(script),
+            planted,
+            owner_interval: OWNER_INTERVAL,
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -149,6 +160,7 @@ impl World {
             local_state: self.local_state(local),
             sync_local_state: false,
             tables_at_once: 1,
+            owner_interval: self.owner_interval,
             planted: self.planted,
         };
         let script = &self.script;
