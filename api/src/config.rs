@@ -430,6 +430,7 @@ impl TableConfig {
             history: self.history,
             key: self.key.clone(),
             columns: declared.collect(),
+            mismatch: BTreeMap::new(),
             column_names: self.column_names(table)?,
         })
     }

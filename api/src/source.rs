@@ -13,11 +13,10 @@ use lakehouse_core::finding::Finding;
 use lakehouse_core::lakehouse::Environment;
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::position::Position;
-use lakehouse_core::verify::{VerifyOptions, VerifyReport, against_history};
+use lakehouse_core::verify::{VerifyOptions, VerifyReport};
 use tokio_util::sync::CancellationToken;
 
 use crate::answer;
-use crate::failure::Failure;
 
 /// The source of one pipeline, with its secrets as they stand now.
 #[derive(Clone, Debug)]
@@ -58,16 +57,14 @@ impl Source {
     }
 
     /// The mirrors against the source, or at a past cut against their histories.
-    pub(crate) async fn verify(&self, environment: Environment, options: VerifyOptions) -> Result<VerifyReport, Failure> {
-        match (self, options.cut) {
-            (Source::Postgres(source), _) => Ok(cdc_postgres::verify(source, environment, options).await?),
-            (Source::Dynamodb(source), Some(cut)) => {
-                Ok(against_history(&environment, &source.pipeline, &options, cut).await?)
-            }
-            (Source::Dynamodb(source), None) => {
-                let message = "this release compares DynamoDB mirrors with their histories only";
-                Err(Failure::not_yet(&source.pipeline, message, "name a past cut with --cut"))
-            }
+    pub(crate) async fn verify(
+        &self,
+        environment: Environment,
+        options: VerifyOptions,
+    ) -> Result<VerifyReport, Problem> {
+        match self {
+            Source::Postgres(source) => cdc_postgres::verify(source, environment, options).await,
+            Source::Dynamodb(source) => cdc_dynamodb::verify(source, environment, options).await,
         }
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use lakehouse_core::aws::AwsConfig;
 use lakehouse_core::schema::PartitionBy;
 
+use crate::items::Mismatch;
+
 /// DynamoDB tables of one region as the source of one pipeline.
 #[derive(Clone, Debug)]
 pub struct DynamodbSource {
@@ -70,6 +72,8 @@ pub struct TableOptions {
     pub key: Option<Vec<String>>,
     /// Declared columns by attribute: their type as the configuration writes it.
     pub columns: BTreeMap<String, String>,
+    /// What to do with values that are not of their column's type, by attribute.
+    pub mismatch: BTreeMap<String, Mismatch>,
     /// Other names in the lake, by attribute.
     pub column_names: BTreeMap<String, String>,
 }

@@ -55,11 +55,9 @@ impl Lineage {
     /// At the first start of a table (D4): everything in shards that have ended is older than the copy that follows; the
     /// others are read from where they begin.
     pub(crate) fn begin(log: &str, listing: &[ListedShard], lag: Duration) -> Self {
-        let listed = |id: &String| listing.iter().any(|shard| shard.id == *id);
         let lane = |shard: &ListedShard| {
-            let parent = shard.parent.clone().filter(listed);
             let at = if shard.closed { Reached::End } else { Reached::Nothing };
-            (shard.id.clone(), Lane { parent, at })
+            (shard.id.clone(), Lane { parent: shard.parent.clone(), at })
         };
         let lanes = listing.iter().map(lane).collect();
         let mut begun = Self::resume(TableLanes { log: log.to_owned(), lanes, read_until: None }, lag);
@@ -95,6 +93,7 @@ impl Lineage {
         loop {
             let known = |shard: &&ListedShard| {
                 !self.lanes.lanes.contains_key(&shard.id)
+                    && !self.is_old(shard)
                     && shard.parent.as_ref().is_some_and(|parent| self.lanes.lanes.contains_key(parent))
             };
             let new: Vec<&ListedShard> = listing.iter().filter(known).collect();
@@ -157,9 +156,10 @@ impl Lineage {
         Ok(())
     }
 
-    /// A shard that was read and forgotten may be listed once more.
+    /// Its child is here and it is not: it was read and forgotten, or it had ended before the first start, whose listing
+    /// lacked it. Its changes must not come behind its child's.
     fn is_old(&self, shard: &ListedShard) -> bool {
-        shard.closed && self.lanes.lanes.values().any(|lane| lane.parent.as_ref() == Some(&shard.id))
+        self.lanes.lanes.values().any(|lane| lane.parent.as_ref() == Some(&shard.id))
     }
 
     /// Shards that may be read and that nobody reads: those whose parent has been read to its end (D13). Each is handed out
@@ -245,6 +245,14 @@ mod tests {
             [("b".into(), Start::At(number("100"))), ("c".into(), Start::At(number("100")))]
         );
         assert_eq!(lineage.take_readable(), [], "each is handed out once");
+    }
+
+    #[test]
+    fn a_shard_that_the_first_listing_lacked_is_not_read_behind_its_child() {
+        let mut lineage = begun(&["a.", "c<b"]);
+        assert_eq!(ids(lineage.take_readable()), ["c"]);
+        assert_eq!(lineage.observe(&listing(&["a.", "b<a.", "c<b"]), SECOND), Ok(false));
+        assert!(lineage.take_readable().is_empty());
     }
 
     #[test]

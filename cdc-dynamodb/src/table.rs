@@ -1,42 +1,31 @@
 //! A table at the source: its key, its stream, and whether that can be followed.
 
-use aws_sdk_dynamodb::types::{KeyType, ScalarAttributeType, StreamViewType, TableDescription, TableStatus};
+use aws_sdk_dynamodb::types::{KeyType as Role, ScalarAttributeType, StreamViewType, TableDescription, TableStatus};
 use lakehouse_core::error::Problem;
+use lakehouse_core::schema::{TableName, lake_name};
 
 use crate::client::{Clients, Trouble, problem, trouble};
+use crate::config::DynamodbSource;
+use crate::items::{DeclaredColumn, ItemSchema, ItemTable, KeyAttribute, KeyType};
 
 /// What is read of a table before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceTable {
-    pub name: String,
-    pub arn: String,
+pub(crate) struct SourceTable {
+    pub(crate) name: String,
+    pub(crate) arn: String,
     /// Partition key first, then the sort key.
-    pub key: Vec<KeyAttribute>,
+    pub(crate) key: Vec<KeyAttribute>,
     /// ARN of the stream that is being written now.
-    pub stream: Option<String>,
-    pub view: Option<StreamView>,
+    pub(crate) stream: Option<String>,
+    pub(crate) view: Option<StreamView>,
     /// About as many; the service counts every six hours.
-    pub items_estimated: u64,
-    pub bytes_estimated: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyAttribute {
-    pub name: String,
-    pub kind: KeyKind,
-}
-
-/// Types that a key may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyKind {
-    String,
-    Number,
-    Binary,
+    pub(crate) items_estimated: u64,
+    pub(crate) bytes_estimated: u64,
 }
 
 /// Which images a stream's records carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamView {
+pub(crate) enum StreamView {
     KeysOnly,
     NewImage,
     OldImage,
@@ -67,17 +56,17 @@ impl SourceTable {
         let unreadable = |what: &str| Trouble::Other(format!("the description of the table {what}"));
         let unreadable = |what: &str| problem("dynamodb:DescribeTable", name, unreadable(what));
         let mut key = Vec::new();
-        for wanted in [KeyType::Hash, KeyType::Range] {
+        for wanted in [Role::Hash, Role::Range] {
             let Some(element) = table.key_schema().iter().find(|element| element.key_type == wanted) else { continue };
             let attribute = element.attribute_name();
             let definition = table.attribute_definitions().iter().find(|one| one.attribute_name() == attribute);
-            let kind = match definition.map(|definition| definition.attribute_type()) {
-                Some(ScalarAttributeType::S) => KeyKind::String,
-                Some(ScalarAttributeType::N) => KeyKind::Number,
-                Some(ScalarAttributeType::B) => KeyKind::Binary,
+            let key_type = match definition.map(|definition| definition.attribute_type()) {
+                Some(ScalarAttributeType::S) => KeyType::S,
+                Some(ScalarAttributeType::N) => KeyType::N,
+                Some(ScalarAttributeType::B) => KeyType::B,
                 _ => return Err(unreadable("does not say of what type its key is")),
             };
-            key.push(KeyAttribute { name: attribute.to_owned(), kind });
+            key.push(KeyAttribute { name: attribute.to_owned(), key_type });
         }
         if key.is_empty() {
             return Err(unreadable("names no key"));
@@ -125,6 +114,35 @@ impl SourceTable {
                 Err(Problem::halt("STREAM_VIEW", &self.name, message, remedy))
             }
         }
+    }
+
+    /// What becomes of its items, by the configuration.
+    pub(crate) fn items(&self, source: &DynamodbSource) -> Result<ItemSchema, Problem> {
+        let options = source.options.get(&self.name).cloned().unwrap_or_default();
+        let declared = options.columns.iter().map(|(attribute, text)| {
+            let column_type = text.parse().map_err(|error| {
+                let subject = format!("{}.{attribute}", self.name);
+                let remedy = "declare it with a type that deploy/docs/dynamodb.md lists";
+                Problem::halt("CONFIG_INVALID", subject, format!("{error}"), remedy)
+            });
+            Ok(DeclaredColumn {
+                attribute: attribute.clone(),
+                name: options.column_names.get(attribute).cloned(),
+                column_type: column_type?,
+                mismatch: options.mismatch.get(attribute).copied().unwrap_or_default(),
+            })
+        });
+        let table = ItemTable {
+            source: self.name.clone(),
+            mirror: TableName::new(&source.namespace, options.name.clone().unwrap_or_else(|| lake_name(&self.name))),
+            key: self.key.clone(),
+            expected_key: options.key.clone(),
+            declared: declared.collect::<Result<_, Problem>>()?,
+            partition: options.partition.clone(),
+            history: options.history.unwrap_or(source.history),
+            old_images: self.view == Some(StreamView::NewAndOldImages),
+        };
+        table.schema()
     }
 
     /// Partition, region and account: what a pipeline's tables have in common.

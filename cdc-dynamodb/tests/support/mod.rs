@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
@@ -18,7 +18,7 @@ use lakehouse_core::catalog::{Catalog, SqliteCatalog};
 use lakehouse_core::commit::{ControlState, Cut};
 use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
-use lakehouse_core::lakehouse::Environment;
+use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL};
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::read::{Projection, TableReader};
@@ -66,7 +66,7 @@ pub struct Recorded {
 impl Lake {
     /// A lake for these tables, whose pipeline asks often.
     pub fn new(service: &DynamoDb, tables: &[&str]) -> Self {
-        let keys = Credentials::from_keys("test", "test", None);
+        let keys = Credentials::new("test", "test", None, None, "test");
         let source = DynamodbSource {
             pipeline: PIPELINE.to_owned(),
             namespace: PIPELINE.to_owned(),
@@ -110,6 +110,7 @@ impl Lake {
             local_state: self.folder.path().join("state"),
             sync_local_state: false,
             tables_at_once: 2,
+            owner_interval: OWNER_INTERVAL,
             planted: self.planted,
         }
     }
@@ -126,15 +127,11 @@ impl Lake {
         };
         let task = tokio::spawn(async move {
             loop {
-                let replicated = cdc_dynamodb::replicate(
-                    &source,
-                    environment.clone(),
-                    limits,
-                    Arc::new(Quiet),
-                    stopped.clone(),
-                );
+                let replicated =
+                    cdc_dynamodb::replicate(&source, environment.clone(), limits, Arc::new(Quiet), stopped.clone());
                 match replicated.await {
-                    Err(problem) if problem.reaction == Reaction::Retry => {
+                    // What was killed within this process lets go of its files a moment later.
+                    Err(problem) if problem.reaction == Reaction::Retry || problem.code == "LOCAL_STATE_IN_USE" => {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
                     ended => return ended,
@@ -149,15 +146,23 @@ impl Lake {
         state.and_then(|(state, _)| state.cut)
     }
 
-    /// Polls until `done`.
-    pub async fn until(&self, what: &str, running: &Running, mut done: impl AsyncFnMut() -> bool) {
-        let wait = async {
-            while !done().await {
-                assert!(!running.task.is_finished(), "the pipeline has ended before: {what}");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+    /// Polls until `standing` says yes; the text says how it stands.
+    pub async fn until(&self, what: &str, running: &mut Running, mut standing: impl AsyncFnMut() -> (bool, String)) {
+        let begun = Instant::now();
+        loop {
+            let (done, text) = standing().await;
+            if done {
+                return;
             }
-        };
-        tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"));
+            if running.task.is_finished() {
+                let ended = (&mut running.task).await.expect("no panic");
+                panic!("the pipeline has ended before {what}: {ended:?}");
+            }
+            if begun.elapsed() > DEADLINE {
+                panic!("not within {DEADLINE:?}: {what}; {text}; {:?}", self.cut().await);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The batches of a table's head; none where there is no such table.
