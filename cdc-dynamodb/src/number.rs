@@ -3,6 +3,7 @@
 //! One number has many spellings (`1`, `1.0`, `1E0`, `0.1e1`). A key must be the same key in all of them, and servers
 //! print them differently (D50), so everything is brought into one canonical form first.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -78,6 +79,14 @@ impl Number {
         }
     }
 
+    /// The power of ten of the first digit; zero stands below all others.
+    fn magnitude(&self) -> i32 {
+        match self.digits.len() {
+            0 => i32::MIN,
+            digits => self.exponent + i32::try_from(digits).unwrap_or(i32::MAX) - 1,
+        }
+    }
+
     /// The number times `10^scale` as an integer; `None` if it has more decimal places, or more than 38 digits then.
     pub fn unscaled(&self, scale: u8) -> Option<i128> {
         if self.digits.is_empty() {
@@ -89,6 +98,30 @@ impl Number {
         }
         let value: i128 = format!("{}{}", self.digits, "0".repeat(zeros)).parse().ok()?;
         Some(if self.negative { -value } else { value })
+    }
+}
+
+/// As numbers go.
+impl Ord for Number {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let size = || self.magnitude().cmp(&other.magnitude()).then_with(|| self.digits.cmp(&other.digits));
+        match (self.negative, other.negative) {
+            (false, false) => size(),
+            (true, true) => size().reverse(),
+            (negative, _) => {
+                if negative {
+                    Ordering::Less
+                } else {
+                    Ordering::Greater
+                }
+            }
+        }
+    }
+}
+
+impl PartialOrd for Number {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -129,6 +162,18 @@ mod tests {
         ] {
             for spelling in spellings {
                 assert_eq!(spelling.parse::<Number>().map(|n| n.to_string()).as_deref(), Ok(text), "{spelling}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_stand_in_order() {
+        let ascending =
+            ["-9e125", "-10", "-9.5", "-9", "-1e-130", "0", "1e-130", "0.5", "1", "1.05", "1.5", "10", "9e125"];
+        let numbers = ascending.map(|text| text.parse::<Number>().unwrap());
+        for (place, one) in numbers.iter().enumerate() {
+            for (other_place, other) in numbers.iter().enumerate() {
+                assert_eq!(one.cmp(other), place.cmp(&other_place), "{one} {other}");
             }
         }
     }
