@@ -2,4 +2,7 @@
 //!
 //! Copy, shards and streams are not part of this release; the binary says so when a pipeline asks for them.
 
+pub mod items;
+mod names;
 pub mod number;
+pub mod value;
