@@ -85,7 +85,7 @@ impl Item {
         self.0.is_empty()
     }
 
-    /// About how many bytes the item holds.
+    /// About how many bytes the item holds; its canonical JSON is at most six times as long.
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value.bytes()).sum()
     }
@@ -109,19 +109,22 @@ impl Value {
     }
 
     fn bytes(&self) -> usize {
-        // Numbers have up to 38 digits beside their sign and exponent.
+        /// Of the value itself, and of each member of a set.
+        const AROUND: usize = 3;
+        /// Numbers have up to 38 digits beside their sign and exponent.
         const NUMBER: usize = 40;
-        match self {
+        let content = match self {
             Value::S(text) => text.len(),
             Value::N(_) => NUMBER,
             Value::B(bytes) => bytes.len(),
             Value::Bool(_) | Value::Null => 1,
             Value::M(members) => members.bytes(),
             Value::L(members) => members.iter().map(Value::bytes).sum(),
-            Value::Ss(members) => members.iter().map(String::len).sum(),
+            Value::Ss(members) => members.iter().map(|member| AROUND + member.len()).sum(),
             Value::Ns(members) => members.len() * NUMBER,
-            Value::Bs(members) => members.iter().map(Vec::len).sum(),
-        }
+            Value::Bs(members) => members.iter().map(|member| AROUND + member.len()).sum(),
+        };
+        AROUND + content
     }
 }
 

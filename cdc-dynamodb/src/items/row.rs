@@ -3,15 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arrow_array::ArrayRef;
 use arrow_array::builder::BooleanBuilder;
-use arrow_array::{Array as _, ArrayRef};
 use lakehouse_core::change::BeforeImages;
 use lakehouse_core::error::Problem;
 
 use super::array::Array;
 use super::cell::{self, Cell, Left};
 use super::{ItemColumn, ItemSchema, Mismatch};
-use crate::value::{Item, write_name, write_value};
+use crate::value::{Item, Value, write_name, write_value};
 
 /// Arrow counts a column's bytes in 31 bits; a canonical text is at most six times as long as what it tells of.
 const MOST_BYTES: usize = 256 << 20;
@@ -67,6 +67,8 @@ pub struct Rows {
 /// Collects the rows of one table.
 pub struct ItemBuilder {
     columns: Arc<[ItemColumn]>,
+    /// The columns by the names of their attributes.
+    by_attribute: Vec<usize>,
     key: usize,
     rows: Columns,
     before: Before,
@@ -100,7 +102,10 @@ struct Row<'a> {
 impl ItemBuilder {
     pub(super) fn new(schema: &ItemSchema) -> Self {
         let columns = Arc::clone(&schema.columns);
+        let mut by_attribute: Vec<usize> = (0..columns.len()).collect();
+        by_attribute.sort_by_key(|column| &columns[*column].attribute);
         Self {
+            by_attribute,
             rows: Columns::new(&columns, columns.len() + 1),
             key: schema.key_columns(),
             before: Before { width: schema.before_columns(), columns: None, known: BooleanBuilder::new() },
@@ -146,63 +151,59 @@ impl ItemBuilder {
         if self.count > 0 && self.bytes + bytes > MOST_BYTES { Err(ItemError::Full) } else { Ok(()) }
     }
 
-    /// What an item comes to; `judged`: by the columns' policies.
+    /// What an item comes to; `judged`: by the columns' policies. Attributes and columns are walked together, by name.
     fn row<'a>(&self, item: &'a Item, judged: bool) -> Result<Row<'a>, ItemError> {
-        let mut cells = Vec::with_capacity(self.columns.len());
-        let mut left = Vec::new();
+        let mut cells: Vec<Cell<'a>> = self.columns.iter().map(|_| Cell::Null).collect();
+        let mut rest = String::new();
         let mut mismatches = Vec::new();
-        for (place, column) in self.columns.iter().enumerate() {
-            let ItemColumn { attribute, column_type, mismatch } = column;
-            let Some(value) = item.get(attribute) else {
-                if place < self.key {
-                    return Err(ItemError::KeyMissing { attribute: attribute.clone() });
-                }
-                cells.push(Cell::Null);
+        let mut declared = self.by_attribute.iter().copied().peekable();
+        for (name, value) in item.iter() {
+            let attribute = |column: usize| self.columns[column].attribute.as_str();
+            while declared.next_if(|column| attribute(*column) < name).is_some() {}
+            let Some(place) = declared.next_if(|column| attribute(*column) == name) else {
+                write_left(&mut rest, name, value);
                 continue;
             };
-            let (cell, rest) = cell::take(column_type, value);
-            if place < self.key && !matches!(rest, Left::Nothing) {
-                return Err(ItemError::Key { attribute: attribute.clone(), declared: column_type.to_string() });
+            let (cell, left) = cell::take(&self.columns[place].column_type, value);
+            if place < self.key && !matches!(left, Left::Nothing) {
+                return Err(self.key_error(place));
             }
-            if rest.is_mismatch() && judged {
-                let (attribute, declared) = (attribute.clone(), column_type.to_string());
-                let found = value.type_name();
-                match mismatch {
-                    Mismatch::Rest => mismatches.push(place),
-                    Mismatch::Fail => return Err(ItemError::Mismatch { attribute, declared, found }),
-                    Mismatch::Quarantine => return Err(ItemError::Quarantine { attribute, declared, found }),
+            if left.is_mismatch() && judged {
+                self.judge(place, value)?;
+                mismatches.push(place);
+            }
+            cells[place] = cell;
+            match left {
+                Left::Nothing => {}
+                Left::Whole(value) => write_left(&mut rest, name, value),
+                Left::Null | Left::Members { .. } => {
+                    left.to_value().iter().for_each(|value| write_left(&mut rest, name, value));
                 }
             }
-            cells.push(cell);
-            if let Some(value) = rest.to_value() {
-                left.push((attribute.as_str(), value));
-            }
         }
-        Ok(Row { cells, rest: self.rest(item, &left), mismatches })
+        if let Some(missing) = cells.iter().take(self.key).position(|cell| matches!(cell, Cell::Null)) {
+            return Err(ItemError::KeyMissing { attribute: self.columns[missing].attribute.clone() });
+        }
+        if !rest.is_empty() {
+            rest.push('}');
+        }
+        Ok(Row { cells, rest: Some(rest).filter(|rest| !rest.is_empty()), mismatches })
     }
 
-    /// Canonical JSON of what no column holds, by name.
-    fn rest(&self, item: &Item, left: &[(&str, crate::value::Value)]) -> Option<String> {
-        let mut text = String::new();
-        for (name, value) in item.iter() {
-            let declared = self.columns.iter().any(|column| column.attribute == name);
-            let kept = if declared {
-                left.iter().find(|(known, _)| *known == name).map(|(_, left)| left)
-            } else {
-                Some(value)
-            };
-            let Some(kept) = kept else { continue };
-            if text.is_empty() {
-                text.push('{');
-            }
-            write_name(&mut text, name);
-            write_value(&mut text, kept);
+    fn key_error(&self, place: usize) -> ItemError {
+        let ItemColumn { attribute, column_type, .. } = &self.columns[place];
+        ItemError::Key { attribute: attribute.clone(), declared: column_type.to_string() }
+    }
+
+    /// What the policy of a column says to a value that is not of its type.
+    fn judge(&self, place: usize, value: &Value) -> Result<(), ItemError> {
+        let ItemColumn { attribute, column_type, mismatch } = &self.columns[place];
+        let (attribute, declared, found) = (attribute.clone(), column_type.to_string(), value.type_name());
+        match mismatch {
+            Mismatch::Rest => Ok(()),
+            Mismatch::Fail => Err(ItemError::Mismatch { attribute, declared, found }),
+            Mismatch::Quarantine => Err(ItemError::Quarantine { attribute, declared, found }),
         }
-        if text.is_empty() {
-            return None;
-        }
-        text.push('}');
-        Some(text)
     }
 
     pub fn len(&self) -> usize {
@@ -234,6 +235,15 @@ impl ItemBuilder {
             before: before.map(|mut columns| BeforeImages { known, columns: columns.finish() }),
         }
     }
+}
+
+/// Appends an attribute to an object that has no end yet.
+fn write_left(rest: &mut String, name: &str, value: &Value) {
+    if rest.is_empty() {
+        rest.push('{');
+    }
+    write_name(rest, name);
+    write_value(rest, value);
 }
 
 impl Columns {

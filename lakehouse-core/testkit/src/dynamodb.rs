@@ -332,7 +332,8 @@ impl DynamoDb {
 
     /// The next sequence number has a digit more than the last.
     pub fn lengthen_sequence_numbers(&self, table: &str) {
-        self.with_stream(table, |stream| stream.next = sequence::longer(stream.next));
+        let mut rng = self.world().writes.fork();
+        self.with_stream(table, |stream| stream.next = sequence::longer(stream.next, &mut rng));
     }
 
     // Faults.

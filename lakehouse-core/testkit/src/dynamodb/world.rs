@@ -97,7 +97,7 @@ impl World {
         let arn = format!("{}/stream/{label}", table_arn(name));
         let mut stream = Stream::new(arn.clone(), label, name.to_owned(), table.keys.clone(), view, now);
         (table.stream, table.streaming) = (Some(arn.clone()), true);
-        stream.next = before.map_or(sequence::FIRST, |before| before + 1_000);
+        stream.next = before.map_or_else(|| sequence::first(&mut self.writes), |before| before + 1_000);
         stream.add_roots(shards, now, &self.habits, &mut self.writes);
         self.streams.insert(arn.clone(), stream);
         Ok(arn)
