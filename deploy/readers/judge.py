@@ -13,7 +13,8 @@ the current one.
 "folds"}, each input line {"do": "rows"|"count"|"sql", "metadata", "snapshot", "columns", "order_by", "sql"} gets one
 line {"rows": [line, …]} or {"error": text}. {"do": "locate", "database", "table"} tells the metadata file of a table in
 the SQLite catalog. {"do": "compact", "database", "table"} is for Spark alone, and writes: as somebody else's engine it
-compacts a table of that catalog, and answers what it rewrote. It ends at the end of its input.
+compacts a table of that catalog, and answers what it rewrote; {"do": "run", "catalog", "sql"} runs a statement of Spark on
+a catalog (see spark.py), and answers its rows as JSON. It ends at the end of its input.
 
 The last three engines are of the long tier and stand in spark.py and trino.py, with what they need.
 
@@ -180,6 +181,8 @@ class Judge:
             return locate(request["database"], request["table"])
         if request["do"] == "compact":
             return self.engine.compact(request["database"], request["table"])
+        if request["do"] == "run":
+            return [json.dumps(row) for row in self.engine.run(request["catalog"], request["sql"])]
         metadata = re.sub("^file://(?=/)|^file:(?=/)", "", request["metadata"])
         snapshot = int(request["snapshot"]) if request.get("snapshot") else None
         do = request["do"]

@@ -1,4 +1,4 @@
-"""Spark with Iceberg's own runtime, the reference implementation: a judge, and somebody else's engine on the SQLite catalog.
+"""Spark with Iceberg's own runtime, the reference implementation: a judge, and somebody else's engine on a catalog.
 
 It needs LAKEHOUSE_SPARK, a folder that deploy/lib.sh makes (jars, python, java), and to be run by that python. Its Java
 process listens on loopback only, and ends when this one does: it reads from a pipe that closes then.
@@ -50,20 +50,27 @@ class Spark:
 
     def compact(self, database, table):
         """Rewrites the data files of a table into as few as possible, position deletes applied: a replace commit."""
-        for name, value in {
-            "": "org.apache.iceberg.spark.SparkCatalog",
-            ".type": "jdbc",
-            # Without a timeout it gives up on a locked database after seconds.
-            ".uri": f"jdbc:sqlite:file:{database}?busy_timeout=30000",
-            ".jdbc.schema-version": "V1",
-            ".warehouse": f"file://{self.folder}/unused",
-            ".cache-enabled": "false",
-        }.items():
-            # The name is that of the catalog's rows.
-            self.spark.conf.set(f"spark.sql.catalog.lakehouse{name}", value)
         options = "map('rewrite-all', 'true', 'remove-dangling-deletes', 'true')"
         call = f"CALL lakehouse.system.rewrite_data_files(table => '{table}', options => {options})"
-        return [str(value) for value in self.spark.sql(call).collect()[0]]
+        return self.run({"database": database}, call)[0]
+
+    def run(self, catalog, statement):
+        """Runs a statement on a catalog, which it sees as `lakehouse`: {"database"}, the SQLite file, or {"uri"}, a REST
+        catalog. Returns the rows, every value as text."""
+        # Without a timeout it gives up on a locked database after seconds.
+        sqlite = lambda: {"type": "jdbc", "uri": f"jdbc:sqlite:file:{catalog['database']}?busy_timeout=30000"}
+        place = {"type": "rest", "uri": catalog["uri"]} if "uri" in catalog else sqlite()
+        settings = {
+            **place,
+            "jdbc.schema-version": "V1",
+            "warehouse": f"file://{self.folder}/unused",
+            "cache-enabled": "false",
+        }
+        # The name is that of the SQLite catalog's rows.
+        self.spark.conf.set("spark.sql.catalog.lakehouse", "org.apache.iceberg.spark.SparkCatalog")
+        for name, value in settings.items():
+            self.spark.conf.set(f"spark.sql.catalog.lakehouse.{name}", value)
+        return [[str(value) for value in row] for row in self.spark.sql(statement).collect()]
 
     def close(self):
         self.spark.stop()
