@@ -159,6 +159,7 @@ impl ItemTable {
             before_columns: (0..before).collect(),
             partition: self.partition.clone(),
             history: self.history,
+            many_lanes: true,
         }
     }
 
