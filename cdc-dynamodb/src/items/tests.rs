@@ -7,6 +7,7 @@ use arrow_array::{Array, ArrayRef};
 use fastrand::Rng;
 use lakehouse_core::schema::arrow_schema;
 
+use super::types::InvalidType;
 use super::*;
 use crate::number::Number;
 use crate::value::tests::{item, number, random_item, random_number, random_text, random_value};
@@ -425,8 +426,6 @@ fn types_read_as_they_are_written() {
     assert_eq!(deep.parse::<ColumnType>(), Err(InvalidType::Depth));
 }
 
-use super::types::InvalidType;
-
 #[test]
 fn a_full_builder_says_so_and_takes_the_item_afterwards() {
     let schema = table(vec![]).schema().unwrap();
@@ -494,14 +493,12 @@ fn value_of(rng: &mut Rng, column_type: &ColumnType) -> Value {
             Value::M(Item::new(members.collect()).unwrap())
         }
         ColumnType::Struct(fields) => {
-            let mut members: Vec<_> = fields
-                .iter()
-                .filter(|_| rng.u32(0..4) > 0)
-                .map(|field| (field.0.clone(), &field.1))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|(name, field)| (name, value_of(&mut rng.fork(), field)))
-                .collect();
+            let mut members = Vec::new();
+            for (name, field) in fields {
+                if rng.u32(0..4) > 0 {
+                    members.push((name.clone(), value_of(rng, field)));
+                }
+            }
             if rng.bool() {
                 members.push(("other".into(), random_value(rng, 1)));
             }
@@ -623,7 +620,7 @@ fn check_nothing_is_lost(seed: u64) {
                 true => Item::from_canonical(rest.value(place)).unwrap(),
                 false => Item::default(),
             };
-            assert!(rest.len() > 0 || columns.last().unwrap().is_null(place), "{seen}");
+            assert!(!rest.is_empty() || columns.last().unwrap().is_null(place), "{seen}");
             let mut attributes = vec![("id".to_owned(), Value::S(columns[0].as_string::<i32>().value(place).into()))];
             for (number, declared) in declarations.iter().enumerate() {
                 let held = read(&declared.column_type, &columns[number + 1], place);
