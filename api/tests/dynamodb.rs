@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
     StreamSpecification, StreamViewType,
@@ -59,7 +60,7 @@ async fn nothing_is_lost_or_doubled_while_shards_split_and_roll_over() {
         ends_with_records: 500,
         ..Habits::default()
     };
-    let service = DynamoDb::start(habits, seed);
+    let service = DynamoDb::start_now(habits, seed);
     service.create_table(TABLE, &[("user_id", dynamodb::KeyType::S)]);
     service.enable_stream(TABLE, View::NewAndOldImages, 4);
     let endpoint = service.endpoint();
@@ -209,16 +210,21 @@ impl Load {
         tags.dedup();
         let theme = ["dark", "light", "富士"][rng.usize(..3)].to_owned();
         let profile = Profile { user: format!("user-{user:05}"), level: rng.u32(..1_000_000), theme, tags };
-        let put = self.client.put_item().table_name(TABLE).set_item(Some(profile.item()));
-        put.send().await.unwrap_or_else(|error| panic!("put: {error:?}"));
+        let put = || self.client.put_item().table_name(TABLE).set_item(Some(profile.item())).send();
+        while let Err(error) = put().await {
+            assert!(is_passing(error.code()), "put: {error:?}");
+        }
         let before = self.items.insert(profile.user.clone(), profile.clone());
         self.changes += usize::from(before.as_ref() != Some(&profile));
     }
 
     async fn delete(&mut self, user: u32) {
         let key = format!("user-{user:05}");
-        let delete = self.client.delete_item().table_name(TABLE).key("user_id", AttributeValue::S(key.clone()));
-        delete.send().await.unwrap_or_else(|error| panic!("delete: {error:?}"));
+        let user_id = AttributeValue::S(key.clone());
+        let delete = || self.client.delete_item().table_name(TABLE).key("user_id", user_id.clone()).send();
+        while let Err(error) = delete().await {
+            assert!(is_passing(error.code()), "delete: {error:?}");
+        }
         self.changes += usize::from(self.items.remove(&key).is_some());
     }
 
@@ -229,6 +235,11 @@ impl Load {
             _ => self.put(user).await,
         }
     }
+}
+
+/// The simulator throttles and fails writes, too; a client tries them again.
+fn is_passing(code: Option<&str>) -> bool {
+    matches!(code, Some("InternalServerError" | "ProvisionedThroughputExceededException"))
 }
 
 /// A load on its way.

@@ -36,6 +36,8 @@ pub(crate) enum Start {
     /// At its first sequence number, never at the trim horizon: that would begin silently behind what was trimmed (D26).
     At(LaneOffset),
     After(LaneOffset),
+    /// At what is left of it: only where nothing that is gone was still to be read.
+    Horizon,
 }
 
 #[derive(Debug)]
@@ -53,14 +55,16 @@ pub(crate) struct Lineage {
 
 impl Lineage {
     /// At the first start of a table (D4): everything in shards that have ended is older than the copy that follows; the
-    /// others are read from where they begin.
-    pub(crate) fn begin(log: &str, listing: &[ListedShard], lag: Duration) -> Self {
+    /// others are read from where they begin; so up to `now` (milliseconds since 1970) nothing is missed. A shard that has a child has ended, whatever the listing says of it: read
+    /// beside a child that is not, its old changes would come behind newer ones.
+    pub(crate) fn begin(log: &str, listing: &[ListedShard], now: i64, lag: Duration) -> Self {
         let lane = |shard: &ListedShard| {
-            let at = if shard.closed { Reached::End } else { Reached::Nothing };
+            let has_child = listing.iter().any(|other| other.parent.as_ref() == Some(&shard.id));
+            let at = if shard.closed || has_child { Reached::End } else { Reached::Nothing };
             (shard.id.clone(), Lane { parent: shard.parent.clone(), at })
         };
         let lanes = listing.iter().map(lane).collect();
-        let mut begun = Self::resume(TableLanes { log: log.to_owned(), lanes, read_until: None }, lag);
+        let mut begun = Self::resume(TableLanes { log: log.to_owned(), lanes, read_until: Some(now) }, lag);
         begun.note_firsts(listing);
         begun
     }
@@ -234,16 +238,13 @@ mod tests {
     }
 
     fn begun(texts: &[&str]) -> Lineage {
-        Lineage::begin("arn", &listing(texts), SECOND * 60)
+        Lineage::begin("arn", &listing(texts), 0, SECOND * 60)
     }
 
     #[test]
     fn the_first_start_reads_open_shards_from_where_they_begin_and_no_other() {
-        let mut lineage = begun(&["a.", "b<a", "c"]);
-        assert_eq!(
-            lineage.take_readable(),
-            [("b".into(), Start::At(number("100"))), ("c".into(), Start::At(number("100")))]
-        );
+        let mut lineage = begun(&["a.", "b<a", "c", "d", "e<d"]);
+        assert_eq!(lineage.take_readable(), ["b", "c", "e"].map(|id| (id.to_owned(), Start::At(number("100")))));
         assert_eq!(lineage.take_readable(), [], "each is handed out once");
     }
 

@@ -4,6 +4,7 @@
 //! channel, so a slow lake holds the readers up and memory stays bounded; an iterator that gets too old meanwhile is made
 //! anew behind the last record that was handed on (D21, D22).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ const RECORDS: i32 = 1_000;
 const EMPTY_AT_TIP: u32 = 3;
 /// Listings after a shard's end that are eager.
 const EAGER_LISTINGS: u32 = 8;
+/// Milliseconds for which a stream surely keeps a record: an hour less than it says.
+const SURELY_KEPT: i64 = 23 * 3_600_000;
+/// Listings in a row that must agree at a table's first start.
+const SETTLED: u32 = 3;
 /// Shards asked at the same time.
 const CALLS_AT_ONCE: usize = 64;
 /// After so long without an answer a warning says so (D23).
@@ -71,6 +76,21 @@ impl Shared {
     pub(crate) fn new(clients: Clients, pace: Pace, told: mpsc::Sender<Told>) -> Self {
         let describing = Arc::new(tokio::sync::Mutex::new(Instant::now()));
         Self { clients, told, pace, calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)), describing }
+    }
+
+    /// The shards of a stream, once several listings in a row name the same ones: where nothing is known yet, one that lacks
+    /// a shard between two others would put their changes in the wrong order.
+    pub(crate) async fn list_settled(&self, stream: &str) -> Result<Vec<ListedShard>, Trouble> {
+        let ids = |shards: &[ListedShard]| shards.iter().map(|shard| shard.id.clone()).collect::<BTreeSet<_>>();
+        let mut last = self.list_shards(stream).await?;
+        let mut alike = 1;
+        while alike < SETTLED {
+            sleep(self.pace.eager_listing).await;
+            let next = self.list_shards(stream).await?;
+            alike = if ids(&next) == ids(&last) { alike + 1 } else { 1 };
+            last = next;
+        }
+        Ok(last)
     }
 
     /// The shards of a stream, from all pages of one listing.
@@ -154,6 +174,8 @@ pub(crate) struct ShardReader {
     pub(crate) stream: String,
     pub(crate) shard: Arc<str>,
     pub(crate) start: Start,
+    /// Milliseconds since 1970 up to which everything in the stream has been read, or is in the copy.
+    pub(crate) read_until: Option<i64>,
 }
 
 impl ShardReader {
@@ -229,17 +251,19 @@ impl ShardReader {
 
     async fn iterator(&self) -> Result<String, Trouble> {
         let (kind, sequence) = match self.start {
-            Start::At(sequence) => (ShardIteratorType::AtSequenceNumber, sequence),
-            Start::After(sequence) => (ShardIteratorType::AfterSequenceNumber, sequence),
+            Start::At(sequence) => (ShardIteratorType::AtSequenceNumber, Some(sequence)),
+            Start::After(sequence) => (ShardIteratorType::AfterSequenceNumber, Some(sequence)),
+            Start::Horizon => (ShardIteratorType::TrimHorizon, None),
         };
         let call = self.shared.clients.streams.get_shard_iterator().stream_arn(&self.stream);
-        let call = call.shard_id(&*self.shard).shard_iterator_type(kind).sequence_number(sequence.to_string());
+        let call = call.shard_id(&*self.shard).shard_iterator_type(kind);
+        let call = call.set_sequence_number(sequence.map(|sequence| sequence.to_string()));
         let answer = call.send().await.map_err(|error| trouble(&error))?;
         answer.shard_iterator.ok_or_else(|| Trouble::Other("no iterator in the answer".to_owned()))
     }
 
     /// Waits out what passes; what does not is a problem. A shard that is not found is never taken for its end (D16).
-    async fn bear(&self, action: &'static str, trouble: Trouble, patience: &mut Patience) -> Result<(), Problem> {
+    async fn bear(&mut self, action: &'static str, trouble: Trouble, patience: &mut Patience) -> Result<(), Problem> {
         match trouble {
             Trouble::Passing(why) => {
                 patience.wait(action, &self.shard, &why).await;
@@ -249,15 +273,26 @@ impl ShardReader {
                 debug!(shard = &*self.shard, "the iterator is too old, another one goes on");
                 Ok(())
             }
+            // What is trimmed is older than a day. Where all of that day is still to be read, none of it is missed (D26).
+            Trouble::Trimmed if matches!(self.start, Start::At(_)) && self.has_read_today() => {
+                self.start = Start::Horizon;
+                Ok(())
+            }
             Trouble::Trimmed => Err(self.gap("the records that come next are trimmed")),
             Trouble::Missing(_) => Err(self.gap("the shard is gone")),
             other => Err(problem(action, &self.table, other)),
         }
     }
 
+    fn has_read_today(&self) -> bool {
+        let now = chrono::Utc::now().timestamp_millis();
+        self.read_until.is_some_and(|until| now.saturating_sub(until) < SURELY_KEPT)
+    }
+
     fn gap(&self, why: &str) -> Problem {
         let reached = match &self.start {
             Start::At(first) => format!("nothing of it is read, it begins at {first}"),
+            Start::Horizon => "nothing of it is read".to_owned(),
             Start::After(last) => format!("it is read up to {last}"),
         };
         gap(&self.table, format!("shard {}: {why}; {reached}", self.shard))

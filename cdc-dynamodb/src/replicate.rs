@@ -151,9 +151,10 @@ async fn begin<'a>(
     let mut lanes = Lanes::default();
     for captured in tables {
         let name = &captured.table.name;
-        let listing = shared.list_shards(&captured.stream).await;
+        let listing = shared.list_settled(&captured.stream).await;
         let listing = listing.map_err(|trouble| problem("dynamodb:DescribeStream", name, trouble))?;
-        lanes.set(name, Lineage::begin(&captured.stream, &listing, pace.listing_lag).lanes().clone());
+        let now = chrono::Utc::now().timestamp_millis();
+        lanes.set(name, Lineage::begin(&captured.stream, &listing, now, pace.listing_lag).lanes().clone());
     }
     Ok(lanes)
 }

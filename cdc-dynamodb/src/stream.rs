@@ -125,6 +125,7 @@ impl DynamodbStream {
                 stream: followed.stream.clone(),
                 shard: shard.into(),
                 start,
+                read_until: followed.lineage.lanes().read_until,
             };
             followed.readers.spawn(reader.run());
         }

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 4;
 async fn whatever_the_shards_do_the_mirror_is_the_table_and_the_history_has_each_record_once() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let long = std::env::var_os("LAKEHOUSE_LONG").is_some();
-    let seeds = number("LAKEHOUSE_SEEDS").unwrap_or(if long { 1_000 } else { 60 });
+    let seeds = number("LAKEHOUSE_SEEDS").unwrap_or(if long { 1_000 } else { 200 });
     let first = number("LAKEHOUSE_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
     eprintln!("histories of shards: LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
     let all: Vec<u64> = (first..first + seeds).collect();
@@ -91,7 +91,7 @@ impl Writer<'_> {
 async fn one_history(seed: u64) {
     let _seed = Seed(seed);
     let mut rng = Rng::with_seed(seed);
-    let service = DynamoDb::start(habits(&mut rng), seed);
+    let service = DynamoDb::start_now(habits(&mut rng), seed);
     service.create_table(TABLE, &[("id", KeyType::S)]);
     service.enable_stream(TABLE, View::NewAndOldImages, rng.usize(1..4));
     let mut writer = Writer { service: &service, rng: rng.fork(), version: 0 };

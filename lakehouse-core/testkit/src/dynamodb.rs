@@ -101,6 +101,14 @@ pub enum Write {
 /// Methods that name a table, stream or shard that is not there panic, and so do writes that the service refuses.
 #[expect(clippy::missing_panics_doc, reason = "said above, once")]
 impl DynamoDb {
+    /// As [`DynamoDb::start`], with the clock at the present: for programs that compare times with their own clock.
+    #[must_use]
+    pub fn start_now(habits: Habits, seed: u64) -> Self {
+        let service = Self::start(habits, seed);
+        service.advance(SystemTime::now().duration_since(service.now()).unwrap_or_default());
+        service
+    }
+
     /// An empty service; the seed decides about everything that [`Habits`] leaves to chance.
     #[must_use]
     pub fn start(habits: Habits, seed: u64) -> Self {
