@@ -103,10 +103,10 @@ impl<'a> Start<'a> {
             Some(_) => Lanes::default(),
             None => begin(&clients, source.pace, tables.iter()).await?,
         };
-        let first = Boundary { position: Position::new(1), lanes: begun };
+        let first = Boundary { position: Position::new(1), lanes: begun.clone() };
         let schemas = tables.iter().map(|captured| Arc::clone(captured.items.table())).collect();
         let mut lakehouse = Lakehouse::go(environment, control, identity, first, schemas).await?;
-        copy_rest(source, &clients, &mut lakehouse, &tables, observer).await?;
+        copy_rest(source, &clients, &mut lakehouse, &tables, &begun, observer).await?;
         let mut followed = BTreeMap::new();
         for captured in tables {
             let name = captured.table.name.clone();
@@ -159,18 +159,22 @@ async fn begin<'a>(
     Ok(lanes)
 }
 
-/// Copies the tables that have no copy yet, each from lanes noted right before.
+/// Copies the tables that have no copy yet, each from lanes that were noted before: `begun`, or its own.
 async fn copy_rest(
     source: &DynamodbSource,
     clients: &Clients,
     lakehouse: &mut Lakehouse,
     tables: &[Captured],
+    begun: &Lanes,
     observer: &Arc<dyn CopyObserver>,
 ) -> Result<(), Problem> {
     for schema in lakehouse.tables_to_copy() {
         let captured = tables.iter().find(|captured| captured.table.name == schema.source);
         let captured = captured.expect("the lake was opened with these tables");
-        let lanes = begin(clients, source.pace, std::iter::once(captured)).await?;
+        let lanes = match begun.of(&schema.source) {
+            Some(_) => begun.clone(),
+            None => begin(clients, source.pace, std::iter::once(captured)).await?,
+        };
         let mut copy = lakehouse.begin_copy(&schema.source)?;
         let copied = copy_table(source, clients, &captured.table, &captured.items, &mut copy, observer).await;
         copied.map_err(|problem| match problem.reaction {
