@@ -81,7 +81,7 @@ impl ChunkBuilder {
             schema: Arc::clone(&self.schema),
             operations: std::mem::take(&mut self.operations),
             origins: std::mem::take(&mut self.origins),
-            lanes: Some(std::mem::take(&mut self.lanes)),
+            lanes: Some(Box::new(std::mem::take(&mut self.lanes))),
             rows: columns,
             before,
             unchanged: Vec::new(),

@@ -304,7 +304,7 @@ impl Verified<'_> {
                     }
                     None => open = false,
                 }
-                if rows.len() >= ROWS_AT_ONCE || (!open && rows.len() > 0) {
+                if rows.len() >= ROWS_AT_ONCE || (!open && !rows.is_empty()) {
                     let batch =
                         RecordBatch::try_new(Arc::clone(&schema), rows.finish().columns).map_err(|why| failed(&why))?;
                     writer.write(&batch).map_err(|why| failed(&why))?;

@@ -68,7 +68,7 @@ pub struct ChangeChunk {
     pub operations: Vec<Operation>,
     pub origins: Vec<Origin>,
     /// Of a log with many lanes.
-    pub lanes: Option<LaneOrigins>,
+    pub lanes: Option<Box<LaneOrigins>>,
     /// One array per column of `schema`. After-images; of a delete, the old image as far as the source sends it.
     pub rows: Vec<ArrayRef>,
     /// Old images of updates, one array per column in `schema.before_columns`; NULL where the source sent none.
@@ -142,10 +142,12 @@ impl ChangeChunk {
             schema: Arc::clone(&self.schema),
             operations: changes.iter().map(|&change| self.operations[change]).collect(),
             origins: changes.iter().map(|&change| self.origins[change]).collect(),
-            lanes: self.lanes.as_ref().map(|origins| LaneOrigins {
-                lanes: changes.iter().map(|&change| Arc::clone(&origins.lanes[change])).collect(),
-                offsets: changes.iter().map(|&change| origins.offsets[change]).collect(),
-                actors: changes.iter().map(|&change| origins.actors[change].clone()).collect(),
+            lanes: self.lanes.as_ref().map(|origins| {
+                Box::new(LaneOrigins {
+                    lanes: changes.iter().map(|&change| Arc::clone(&origins.lanes[change])).collect(),
+                    offsets: changes.iter().map(|&change| origins.offsets[change]).collect(),
+                    actors: changes.iter().map(|&change| origins.actors[change].clone()).collect(),
+                })
             }),
             rows: self.rows.iter().map(column).collect(),
             before: self.before.as_ref().map(|before| BeforeImages {
@@ -167,10 +169,12 @@ impl ChangeChunk {
             schema: Arc::clone(&self.schema),
             operations: self.operations[offset..offset + length].to_vec(),
             origins: self.origins[offset..offset + length].to_vec(),
-            lanes: self.lanes.as_ref().map(|origins| LaneOrigins {
-                lanes: origins.lanes[offset..offset + length].to_vec(),
-                offsets: origins.offsets[offset..offset + length].to_vec(),
-                actors: origins.actors[offset..offset + length].to_vec(),
+            lanes: self.lanes.as_ref().map(|origins| {
+                Box::new(LaneOrigins {
+                    lanes: origins.lanes[offset..offset + length].to_vec(),
+                    offsets: origins.offsets[offset..offset + length].to_vec(),
+                    actors: origins.actors[offset..offset + length].to_vec(),
+                })
             }),
             rows: self.rows.iter().map(|column| column.slice(offset, length)).collect(),
             before: self.before.as_ref().map(|before| BeforeImages {

@@ -130,7 +130,7 @@ fn column_of(chunk: &ChangeChunk, field: &Field) -> Result<ArrayRef, Problem> {
 }
 
 fn lane_origins(chunk: &ChangeChunk) -> Result<&LaneOrigins, Problem> {
-    chunk.lanes.as_ref().ok_or_else(|| {
+    chunk.lanes.as_deref().ok_or_else(|| {
         let message = "changes came without their lanes";
         Problem::halt_table("ROW_INVALID", &chunk.schema.source, message, "resync the table; report this")
     })

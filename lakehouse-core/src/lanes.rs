@@ -15,9 +15,13 @@ use serde::{Deserialize, Serialize};
 /// Digits of the longest offset.
 const DIGITS: usize = 40;
 
-/// A place in one lane: a number of up to 40 digits.
+/// A place in one lane: a number of up to 40 digits, with the zeros that it is written with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LaneOffset([u8; DIGITS]);
+pub struct LaneOffset {
+    /// Padded with zeros, so that numbers are in the order of their text.
+    digits: [u8; DIGITS],
+    written: u8,
+}
 
 /// The text is not a number of up to 40 digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,17 +36,15 @@ impl FromStr for LaneOffset {
         if digits.is_empty() || digits.len() > DIGITS || !digits.iter().all(u8::is_ascii_digit) {
             return Err(InvalidOffset(text.to_owned()));
         }
-        // Padded with zeros, numbers are in the order of their text.
         let mut padded = [b'0'; DIGITS];
         padded[DIGITS - digits.len()..].copy_from_slice(digits);
-        Ok(Self(padded))
+        Ok(Self { digits: padded, written: u8::try_from(digits.len()).expect("at most 40") })
     }
 }
 
 impl fmt::Display for LaneOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let first = self.0.iter().position(|&digit| digit != b'0').unwrap_or(DIGITS - 1);
-        f.write_str(std::str::from_utf8(&self.0[first..]).unwrap_or_default())
+        f.write_str(std::str::from_utf8(&self.digits[DIGITS - usize::from(self.written)..]).unwrap_or_default())
     }
 }
 
@@ -81,7 +83,6 @@ pub struct Lane {
 }
 
 impl Reached {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
     fn is_nothing(&self) -> bool {
         *self == Reached::Nothing
     }
@@ -189,7 +190,6 @@ mod reached_text {
 
     const END: &str = "end";
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
     pub(super) fn serialize<S: Serializer>(reached: &Reached, serializer: S) -> Result<S::Ok, S::Error> {
         match reached {
             Reached::Nothing => serializer.serialize_str(""),
@@ -236,7 +236,9 @@ mod tests {
         let long: LaneOffset = "9".repeat(40).parse().unwrap();
         assert!(offset(u64::MAX) < long);
         assert_eq!(long.to_string(), "9".repeat(40));
-        assert_eq!("000".parse::<LaneOffset>().unwrap().to_string(), "0");
+        let zeros: LaneOffset = "0007".parse().unwrap();
+        assert_eq!(zeros.to_string(), "0007", "services look for the text that they gave out");
+        assert!(zeros < offset(8) && offset(6) < zeros);
         for wrong in ["", "-1", "1.0", "٣", &"1".repeat(41)] {
             assert!(wrong.parse::<LaneOffset>().is_err(), "{wrong}");
         }
