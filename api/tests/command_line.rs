@@ -127,7 +127,7 @@ fn a_wrong_configuration_is_refused_before_anything_starts() {
         ("[catalog".to_owned(), "CONFIG_SYNTAX", "line 1"),
         (String::new(), "CONFIG_NO_PIPELINE", "[pipelines.NAME]"),
         (format!("[api]\n{CONFIG}"), "NOT_YET", "replicate"),
-        ("[pipelines.app.dynamodb]\ntables = [\"t\"]".to_owned(), "NOT_YET", "--pipeline"),
+        ("[pipelines.app.dynamodb]\nregion = \"x\"".to_owned(), "CONFIG_MISSING_KEY", "tables"),
         (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "CONFIG_MISSING_KEY", "table_bucket"),
     ] {
         let installation = Installation::new(&config);

@@ -136,7 +136,7 @@ fn identity(source: &DynamodbSource, tables: &[Captured]) -> Result<String, Prob
         }
         _ => {
             let remedy = "name at least one table, and give tables of another account a pipeline of their own";
-            Err(Problem::halt("CONFIG_INVALID", &source.pipeline, "the tables are not of one account", remedy))
+            Err(Problem::halt("CONFIG_VALUE", &source.pipeline, "the tables are not of one account", remedy))
         }
     }
 }

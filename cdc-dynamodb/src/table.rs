@@ -123,7 +123,7 @@ impl SourceTable {
             let column_type = text.parse().map_err(|error| {
                 let subject = format!("{}.{attribute}", self.name);
                 let remedy = "declare it with a type that deploy/docs/dynamodb.md lists";
-                Problem::halt("CONFIG_INVALID", subject, format!("{error}"), remedy)
+                Problem::halt("CONFIG_VALUE", subject, format!("{error}"), remedy)
             });
             Ok(DeclaredColumn {
                 attribute: attribute.clone(),

@@ -275,12 +275,7 @@ impl Verified<'_> {
         tokio::task::spawn_blocking(move || {
             let failed = |why: &dyn std::fmt::Display| {
                 let remedy = "make room under `local_state`, and let the service's user write there";
-                Problem::halt(
-                    "LOCAL_STATE",
-                    folder.display().to_string(),
-                    format!("rows cannot be kept: {why}"),
-                    remedy,
-                )
+                Problem::halt("VERIFY", folder.display().to_string(), format!("rows cannot be kept: {why}"), remedy)
             };
             std::fs::create_dir_all(&folder).map_err(|why| failed(&why))?;
             let file = NamedTempFile::new_in(&folder).map_err(|why| failed(&why))?;
@@ -367,12 +362,7 @@ impl Rows {
     /// All rows with the columns of `schema`.
     fn read(&self, schema: ArrowSchemaRef) -> Result<RowStream, Problem> {
         let failed = |why: &dyn std::fmt::Display| {
-            Problem::halt(
-                "LOCAL_STATE",
-                "verify",
-                format!("kept rows cannot be read: {why}"),
-                "run it again; report this",
-            )
+            Problem::halt("VERIFY", "verify", format!("kept rows cannot be read: {why}"), "run it again; report this")
         };
         let file = self.file.reopen().map_err(|why| failed(&why))?;
         let reader = FileReader::try_new(BufReader::new(file), None).map_err(|why| failed(&why))?;
