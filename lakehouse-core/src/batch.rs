@@ -184,10 +184,10 @@ fn add_steps(
     let old_keys = old_keys(chunk, &key)?;
     for (row, (&operation, &new)) in chunk.operations.iter().zip(&keys).enumerate() {
         let number = start + u32::try_from(row).expect("a part is bounded by its memory");
-        if number < first || operation == Operation::Truncate {
+        if number < first || matches!(operation, Operation::Truncate | Operation::Expire) {
             continue;
         }
-        if operation == Operation::Delete {
+        if matches!(operation, Operation::Delete | Operation::Quarantine) {
             steps.push(Step::new(new, number, false));
             continue;
         }
@@ -257,6 +257,7 @@ mod tests {
         };
         let schema = TableSchema {
             many_lanes: false,
+            quarantine: false,
             source: "public.t".into(),
             mirror: TableName::new("ns", "t"),
             columns: vec![column],
@@ -282,6 +283,7 @@ mod tests {
         let origin = |n: usize| Origin { commit: Position::new(n as u64), committed_at: 0, transaction: 0, ordinal: 0 };
         ChangeChunk {
             lanes: None,
+            quarantined: Vec::new(),
             schema: Arc::new(schema),
             origins: (0..operations.len()).map(origin).collect(),
             operations,

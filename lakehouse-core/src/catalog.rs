@@ -19,7 +19,7 @@ use crate::storage::{Storage, iceberg_problem};
 
 pub use rest::{RestCatalog, RestConfig};
 pub use routed::{Route, RoutedCatalog};
-pub use s3_tables::{ManagedJobs, S3TablesCatalog};
+pub use s3_tables::{ManagedJobs, ManagedTables, S3TablesCatalog};
 pub use sqlite::SqliteCatalog;
 
 /// How a compressed metadata file begins.
@@ -75,6 +75,11 @@ pub trait Catalog: Send + Sync {
     /// Refuses a name that the catalog would refuse, before anything is asked.
     fn check_name(&self, _: &TableName) -> Result<(), Problem> {
         Ok(())
+    }
+
+    /// True where the service alone lists and removes files, and refuses both to everybody else.
+    fn removes_files(&self) -> bool {
+        false
     }
 
     /// Refuses a table that somebody else's managed jobs would commit to beside us (protocol D, `MAINTENANCE_OWNER`).

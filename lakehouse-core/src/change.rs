@@ -2,6 +2,7 @@
 //!
 //! Does not own merging (`batch.rs`) nor what a table looks like (`schema.rs`).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -22,8 +23,13 @@ pub enum Operation {
     Insert,
     Update,
     Delete,
+    /// The source has let go of a row whose time had come, and the mirror keeps it: only the history says so.
+    Expire,
     /// Every row that stood before this place is gone. Its row in the chunk is all NULL.
     Truncate,
+    /// The row could not be mapped and stands in the quarantine, whole. The mirror's row of the key goes: what stood before
+    /// is not true any more. Of the row in the chunk only the key is there.
+    Quarantine,
 }
 
 impl Operation {
@@ -33,8 +39,16 @@ impl Operation {
             Operation::Insert => "insert",
             Operation::Update => "update",
             Operation::Delete => "delete",
+            Operation::Expire => "expire",
             Operation::Truncate => "truncate",
+            Operation::Quarantine => "quarantine",
         }
+    }
+
+    /// The operation of that word.
+    pub fn named(word: &str) -> Option<Self> {
+        let all = [Self::Insert, Self::Update, Self::Delete, Self::Expire, Self::Truncate, Self::Quarantine];
+        all.into_iter().find(|operation| operation.as_str() == word)
     }
 }
 
@@ -61,6 +75,33 @@ pub struct LaneOrigins {
     pub actors: Vec<Option<Arc<str>>>,
 }
 
+/// A row that could not be mapped, with everything that the source has sent of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// What the change did at the source; `None` for a row that a copy has read.
+    pub operation: Option<Operation>,
+    /// The key as JSON.
+    pub key: String,
+    /// The row as JSON, and as it was before, where the source has sent that.
+    pub image: String,
+    pub old_image: Option<String>,
+    /// The column that could not take its value, by its name at the source.
+    pub column: String,
+    /// Stable, in upper case, as the codes of problems.
+    pub code: String,
+    /// For people; values are no part of it.
+    pub reason: String,
+}
+
+impl Quarantined {
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        let texts = [&self.key, &self.image, &self.column, &self.code, &self.reason];
+        let old = self.old_image.as_ref().map_or(0, String::len);
+        size_of::<Self>() + old + texts.iter().map(|text| text.len()).sum::<usize>()
+    }
+}
+
 /// Changes of one table, decoded with one version of its schema. All columns have one entry per change.
 #[derive(Clone, Debug)]
 pub struct ChangeChunk {
@@ -75,6 +116,8 @@ pub struct ChangeChunk {
     pub before: Option<BeforeImages>,
     /// Cells that the source left out because the value did not change (R56). They are NULL in `rows` until resolved.
     pub unchanged: Vec<UnchangedColumn>,
+    /// The row of each change whose operation is [`Operation::Quarantine`]: one entry per change, or none at all.
+    pub quarantined: Vec<Option<Arc<Quarantined>>>,
 }
 
 /// Old images of updated rows.
@@ -103,13 +146,24 @@ impl ChangeChunk {
         self.operations.is_empty()
     }
 
-    /// Memory held by the chunk, in bytes.
+    /// Memory held by the chunk, in bytes. Memory that columns share counts once: what is read back from a file is one
+    /// piece, and every column would count all of it.
     pub fn bytes(&self) -> usize {
-        let columns: usize = self.rows.iter().map(|column| column.get_buffer_memory_size()).sum();
         let before = self.before.iter().flat_map(|before| &before.columns);
-        let before: usize = before.map(|column| column.get_buffer_memory_size()).sum();
+        // Allocations by where they begin.
+        let mut pieces = HashMap::new();
+        let mut arrays: Vec<_> = self.rows.iter().chain(before).map(|column| column.to_data()).collect();
+        while let Some(data) = arrays.pop() {
+            let validity = data.nulls().map(|nulls| nulls.buffer());
+            let buffers = data.buffers().iter().chain(validity);
+            pieces.extend(buffers.map(|buffer| (buffer.data_ptr(), buffer.capacity())));
+            arrays.extend(data.child_data().iter().cloned());
+        }
         let lanes = if self.lanes.is_some() { LANE_ORIGIN } else { 0 };
-        columns + before + self.len() * (size_of::<Operation>() + size_of::<Origin>() + lanes)
+        let quarantined = self.quarantined.iter().flatten().map(|row| row.bytes()).sum::<usize>();
+        quarantined
+            + pieces.values().sum::<usize>()
+            + self.len() * (size_of::<Operation>() + size_of::<Origin>() + lanes)
     }
 
     /// The changes that a table in `state` has not; `None` if it has all of them (protocol A2). Changes of a log with one
@@ -140,6 +194,10 @@ impl ChangeChunk {
         let boolean = |array: &BooleanArray| column(&(Arc::new(array.clone()) as ArrayRef)).as_boolean().clone();
         ChangeChunk {
             schema: Arc::clone(&self.schema),
+            quarantined: match self.quarantined.is_empty() {
+                true => Vec::new(),
+                false => changes.iter().map(|&change| self.quarantined[change].clone()).collect(),
+            },
             operations: changes.iter().map(|&change| self.operations[change]).collect(),
             origins: changes.iter().map(|&change| self.origins[change]).collect(),
             lanes: self.lanes.as_ref().map(|origins| {
@@ -167,6 +225,10 @@ impl ChangeChunk {
         let boolean = |array: &BooleanArray| array.slice(offset, length);
         ChangeChunk {
             schema: Arc::clone(&self.schema),
+            quarantined: match self.quarantined.is_empty() {
+                true => Vec::new(),
+                false => self.quarantined[offset..offset + length].to_vec(),
+            },
             operations: self.operations[offset..offset + length].to_vec(),
             origins: self.origins[offset..offset + length].to_vec(),
             lanes: self.lanes.as_ref().map(|origins| {

@@ -26,6 +26,8 @@ pub use row_hash::{RowHasher, RowHashes};
 const BUCKETS: usize = 1 << 16;
 /// Keys that a comparison tells as samples.
 const SAMPLES: usize = 20;
+/// Keys that differ and are told by their hashes, for whoever looks at them again.
+const KEYS: usize = 100_000;
 /// Batches that a reader may be ahead.
 const BATCHES_AHEAD: usize = 4;
 
@@ -62,6 +64,9 @@ pub struct TableComparison {
     pub differing: u64,
     /// Up to 20 keys that differ.
     pub samples: Vec<Sample>,
+    /// Keys that differ; not all of them where they are very many.
+    #[serde(skip)]
+    pub keys: Vec<KeyHash>,
     /// Rows of buckets that differ and were not looked at one by one ([`Limits::passes`]): with any, the three counts
     /// above are lower bounds.
     pub not_examined: u64,
@@ -92,8 +97,23 @@ impl TableComparison {
         self.only_in_source + self.only_in_mirror + self.differing + self.not_examined > 0
     }
 
+    /// All keys that differ, unless they are too many to be told. Of a table whose keys stand once on each side.
+    pub fn all_keys(&self) -> Option<HashSet<KeyHash>> {
+        let differing = self.only_in_source + self.only_in_mirror + self.differing;
+        let all = self.not_examined == 0 && self.keys.len() as u64 == differing;
+        all.then(|| self.keys.iter().copied().collect())
+    }
+
+    /// The same rows, and no differences.
+    #[must_use]
+    pub fn without_differences(&self) -> Self {
+        Self { source_rows: self.source_rows, mirror_rows: self.mirror_rows, ..Self::default() }
+    }
+
     /// Adds what another comparison says of keys that this one left out; the numbers of rows stay.
     pub fn absorb(&mut self, again: TableComparison) {
+        let room = KEYS.saturating_sub(self.keys.len());
+        self.keys.extend(again.keys.into_iter().take(room));
         self.only_in_source += again.only_in_source;
         self.only_in_mirror += again.only_in_mirror;
         self.differing += again.differing;
@@ -223,7 +243,7 @@ impl Bucket {
     }
 }
 
-fn bucket_of(key: KeyHash) -> u16 {
+pub(crate) fn bucket_of(key: KeyHash) -> u16 {
     u16::try_from(key.0 >> 112).expect("the upper 16 of 128 bits")
 }
 
@@ -319,6 +339,8 @@ impl Comparison {
         self.result.differing += examined.differing;
         self.samples.extend(examined.samples);
         self.samples.truncate(SAMPLES);
+        let room = KEYS.saturating_sub(self.result.keys.len());
+        self.result.keys.extend(examined.keys.into_iter().take(room));
     }
 
     /// The values of sample keys that stand in a batch.
@@ -381,6 +403,7 @@ pub struct Examined {
     only_in_mirror: u64,
     differing: u64,
     samples: Vec<(Difference, KeyHash)>,
+    keys: Vec<KeyHash>,
 }
 
 impl Examination {
@@ -414,6 +437,9 @@ impl Examination {
                 }
                 if found.samples.len() < SAMPLES {
                     found.samples.push((difference, key));
+                }
+                if found.keys.len() < KEYS && found.keys.last() != Some(&key) {
+                    found.keys.push(key);
                 }
             }
         }

@@ -1,27 +1,33 @@
 //! The copy: the first read of a source table, in chunks, each its own commit in a lane of its own (protocol A5).
 //!
 //! Workers write chunks in parallel without knowing of each other; one place commits them one after the other. The table
-//! gets its position with the last chunk, and only then can it enter a cut.
+//! gets its position with the last chunk, and only then can it enter a cut. A resync is a copy of a table that has one: its
+//! chunks are held back, and one commit puts all of them in place of what stood there.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrow_array::{ArrayRef, RecordBatch};
 use iceberg::spec::{PartitionSpecRef, Schema, Struct};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::change::Quarantined;
 use crate::commit::properties::CopyProgress;
-use crate::commit::{Advance, Committer, Counts, FileChange, TableCommit};
+use crate::commit::{Advance, Committer, Counts, FileChange, OLDEST_FILE, TableCommit};
 use crate::error::Problem;
 use crate::key_hash::hash_keys;
 use crate::key_index::{BulkLoad, Entry, KeyHash, RowAddress};
-use crate::mirror::{Mirror, data_location, index_problem, take_rows};
+use crate::lanes::TableLanes;
+use crate::mirror::{Mirror, index_problem, take_rows};
 use crate::position::Boundary;
+use crate::quarantine::{Quarantine, QuarantineTarget, QuarantineWriter};
 use crate::read::fit;
 use crate::schema::{Key, TableSchema, with_added_columns};
 use crate::storage::Storage;
-use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner};
+use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner, data_location};
 
 /// A data file is closed when it has grown to about this size.
 const FILE_BYTES: usize = 256 << 20;
@@ -38,11 +44,27 @@ pub trait CopyObserver: Send + Sync {
 /// One attempt to copy one table into its mirror.
 pub struct TableCopy {
     mirror: Mirror,
+    quarantine: Option<Quarantine>,
     schema: Arc<TableSchema>,
     committer: Committer,
     progress: CopyProgress,
+    /// `None` where the index is built from the table at the end: of a table without a key, and of a copy that was resumed.
     load: Option<BulkLoad>,
     rows: u64,
+    held: Held,
+    /// Where the lanes of the table's log are followed from, where each chunk says so.
+    noted: Option<Arc<TableLanes>>,
+    /// Since when a resync has held its chunks back; `None` where each is committed as it comes.
+    aside_since: Option<Instant>,
+}
+
+/// Chunks that no snapshot knows yet and whose keys are in the index.
+#[derive(Default)]
+struct Held {
+    files: Vec<NewFile>,
+    quarantined: Vec<NewFile>,
+    schema: Option<Schema>,
+    counts: Counts,
 }
 
 /// What a worker needs to write chunks on its own.
@@ -53,6 +75,7 @@ pub struct ChunkTarget {
     spec: PartitionSpecRef,
     last_column_id: i32,
     schema: Arc<TableSchema>,
+    quarantine: Option<QuarantineTarget>,
     /// Folder and spec for file names.
     locate: Arc<dyn Fn(&Struct) -> String + Send + Sync>,
 }
@@ -62,6 +85,7 @@ pub struct ChunkWriter {
     target: ChunkTarget,
     partitioner: Partitioner,
     open: HashMap<Struct, OpenFile>,
+    quarantine: Option<QuarantineWriter>,
     done: WrittenChunk,
 }
 
@@ -75,6 +99,8 @@ struct OpenFile {
 pub struct WrittenChunk {
     /// Each file with the key hashes of its rows, in row order.
     files: Vec<(NewFile, Vec<KeyHash>)>,
+    /// With the rows that could not be mapped.
+    quarantined: Vec<NewFile>,
     /// The schema with columns that the table has not yet: the same ids in every chunk that adds them.
     schema: Option<Schema>,
     pub rows: u64,
@@ -82,13 +108,60 @@ pub struct WrittenChunk {
 
 impl TableCopy {
     /// Begins anew: what an earlier attempt left goes with the first chunk.
-    pub fn begin(mut mirror: Mirror, schema: Arc<TableSchema>, committer: Committer) -> Result<Self, Problem> {
-        let cleared = mirror.index_mut().clear();
-        cleared.map_err(|error| index_problem(&mirror.table, &error))?;
+    pub(crate) fn begin(
+        mirror: Mirror,
+        quarantine: Option<Quarantine>,
+        schema: Arc<TableSchema>,
+        committer: Committer,
+    ) -> Result<Self, Problem> {
+        Self::new(mirror, quarantine, schema, committer, None)
+    }
+
+    /// Begins a resync: readers see what stands there until all of it is copied.
+    pub(crate) fn begin_aside(
+        mirror: Mirror,
+        quarantine: Option<Quarantine>,
+        schema: Arc<TableSchema>,
+        committer: Committer,
+    ) -> Result<Self, Problem> {
+        Self::new(mirror, quarantine, schema, committer, Some(Instant::now()))
+    }
+
+    fn new(
+        mut mirror: Mirror,
+        quarantine: Option<Quarantine>,
+        schema: Arc<TableSchema>,
+        committer: Committer,
+        aside_since: Option<Instant>,
+    ) -> Result<Self, Problem> {
+        mirror.forget()?;
         let keyed = matches!(schema.key, Key::Columns(_));
         let load = keyed.then(|| mirror.index().bulk_load());
-        let progress = CopyProgress { attempt: Uuid::new_v4().to_string(), chunks: 0, done: false };
-        Ok(Self { mirror, schema, committer, progress, load, rows: 0 })
+        let attempt = Uuid::new_v4().to_string();
+        let progress = CopyProgress { attempt, chunks: 0, done: false, resume: None };
+        let held = Held::default();
+        Ok(Self { mirror, quarantine, schema, committer, progress, load, rows: 0, held, noted: None, aside_since })
+    }
+
+    /// Goes on with an attempt that an earlier incarnation has begun: its chunks stay, and the next one follows them.
+    pub(crate) fn resume(
+        mut mirror: Mirror,
+        quarantine: Option<Quarantine>,
+        schema: Arc<TableSchema>,
+        committer: Committer,
+    ) -> Result<Self, Problem> {
+        // What the index knew of those chunks ended with that incarnation; it is built from the table when all is there.
+        mirror.forget()?;
+        let progress = mirror.table.state.copy.clone().expect("only an unfinished copy is resumed");
+        let (rows, held, noted) = (mirror.table.live.rows(), Held::default(), mirror.table.state.lanes.clone());
+        let (load, aside_since) = (None, None);
+        Ok(Self { mirror, quarantine, schema, committer, progress, load, rows, held, noted, aside_since })
+    }
+
+    /// Every chunk from now on says where the lanes of the table's log are followed from, so that the copy can be resumed:
+    /// they were noted before its first row was read, and must stay those (D4).
+    pub fn note_lanes(&mut self, lanes: Arc<TableLanes>) {
+        self.noted = Some(lanes);
     }
 
     pub fn target(&self) -> ChunkTarget {
@@ -103,70 +176,133 @@ impl TableCopy {
             spec: Arc::clone(table.loaded.metadata.default_partition_spec()),
             last_column_id: table.loaded.metadata.last_column_id(),
             schema: Arc::clone(&self.schema),
+            quarantine: self.quarantine.as_ref().map(Quarantine::target),
             locate: Arc::new(locate),
         }
     }
 
-    /// Rows committed so far.
+    /// Rows taken in so far.
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
-    pub async fn commit_chunk(&mut self, chunk: WrittenChunk) -> Result<(), Problem> {
-        let progress = CopyProgress { chunks: self.progress.chunks + 1, ..self.progress.clone() };
-        self.rows += chunk.rows;
-        self.commit(chunk, progress, None).await
+    /// True if this copy takes the place of one that the table has.
+    pub fn is_resync(&self) -> bool {
+        self.aside_since.is_some()
     }
 
-    /// The last commit of the copy: the table stands at the copy's consistent point. Returns the mirror, ready to stream.
-    pub async fn finish(mut self, consistent_point: Boundary) -> Result<Mirror, Problem> {
-        let progress = CopyProgress { chunks: self.progress.chunks + 1, done: true, ..self.progress.clone() };
-        self.commit(WrittenChunk::default(), progress, Some(consistent_point)).await?;
+    /// Runs jobs that write a chunk each, `workers` of them at the same time, and takes in each chunk as it comes.
+    pub async fn commit_chunks<J>(&mut self, workers: usize, jobs: impl IntoIterator<Item = J>) -> Result<(), Problem>
+    where
+        J: Future<Output = Result<WrittenChunk, Problem>> + Send + 'static,
+    {
+        let mut jobs = jobs.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < workers.max(1)
+                && let Some(job) = jobs.next()
+            {
+                running.spawn(job);
+            }
+            let Some(written) = running.join_next().await else { return Ok(()) };
+            let interrupted = |_| Err(Problem::retry("INTERRUPTED", &self.schema.source, "the copy was interrupted"));
+            let chunk = written.unwrap_or_else(interrupted)?;
+            self.commit_chunk(chunk).await?;
+        }
+    }
+
+    pub async fn commit_chunk(&mut self, chunk: WrittenChunk) -> Result<(), Problem> {
+        self.commit_resumable(chunk, None).await
+    }
+
+    /// The same; `resume` says where the source goes on once this chunk has landed. A resync is never resumed: until it is
+    /// done, no snapshot knows its chunks.
+    pub async fn commit_resumable(&mut self, chunk: WrittenChunk, resume: Option<String>) -> Result<(), Problem> {
+        self.hold(chunk)?;
+        match self.is_resync() {
+            true => Ok(()),
+            false => self.commit(None, resume).await,
+        }
+    }
+
+    /// The last commit of the copy: the table stands at the copy's consistent point. Returns the mirror, ready to
+    /// stream, and the quarantine, which gets its position behind it.
+    pub(crate) async fn finish(mut self, consistent_point: Boundary) -> Result<(Mirror, Option<Quarantine>), Problem> {
+        if self.aside_since.is_some_and(|since| since.elapsed() >= OLDEST_FILE) {
+            let message = "the copy has taken more than 18 hours, its first files may have been removed as orphans";
+            return Err(Problem::retry("RESYNC_TOO_LONG", &self.schema.source, message));
+        }
+        self.commit(Some(consistent_point), None).await?;
         self.mirror.follow_schema()?;
         let snapshot = self.mirror.table.loaded.snapshot_id().expect("the commit above has made a snapshot");
-        if let Some(load) = self.load.take() {
-            let mut mirror = self.mirror;
-            // Merging the runs is pure computation on local files: not on the reactor.
-            let task = tokio::task::spawn_blocking(move || {
-                let loaded = load.finish(mirror.index_mut(), snapshot);
-                let loaded = loaded.map_err(|error| index_problem(&mirror.table, &error))?;
-                match loaded.duplicates {
-                    0 => Ok(mirror),
-                    some => Err(duplicate_keys(&mirror, some)),
-                }
-            });
-            return task.await.unwrap_or_else(|_| Err(Problem::retry("INTERRUPTED", "", "the copy was interrupted")));
-        }
-        self.mirror.move_index().await?;
-        Ok(self.mirror)
+        let (mut mirror, quarantine, load) = (self.mirror, self.quarantine, self.load.take());
+        // Merging runs, or reading the keys of what stands there, is work for a thread of its own.
+        let task = tokio::task::spawn_blocking(move || {
+            let Some(load) = load else {
+                mirror.rebuild_index(snapshot)?;
+                return Ok(mirror);
+            };
+            let loaded = load.finish(mirror.index_mut(), snapshot);
+            let loaded = loaded.map_err(|error| index_problem(&mirror.table, &error))?;
+            match loaded.duplicates {
+                0 => Ok(mirror),
+                some => Err(duplicate_keys(&mirror, some)),
+            }
+        });
+        let mirror = task.await.unwrap_or_else(|_| Err(Problem::retry("INTERRUPTED", "", "the copy was interrupted")));
+        Ok((mirror?, quarantine))
     }
 
-    async fn commit(
-        &mut self,
-        chunk: WrittenChunk,
-        progress: CopyProgress,
-        reached: Option<Boundary>,
-    ) -> Result<(), Problem> {
+    fn hold(&mut self, chunk: WrittenChunk) -> Result<(), Problem> {
+        self.add_to_index(&chunk)?;
+        self.rows += chunk.rows;
+        let Held { files, quarantined, schema, counts } = &mut self.held;
+        quarantined.extend(chunk.quarantined);
+        let sum = |sum: u128, key: &KeyHash| sum.wrapping_add(key.0);
+        counts.inserted += chunk.rows;
+        counts.digest = chunk.files.iter().flat_map(|(_, keys)| keys).fold(counts.digest, sum);
+        files.extend(chunk.files.into_iter().map(|(file, _)| file));
+        match (&schema, chunk.schema) {
+            (Some(known), Some(new)) if known.as_struct() != new.as_struct() => {
+                let message = "the table's columns have changed while it was copied";
+                Err(Problem::retry("SCHEMA_CHANGED", &self.schema.source, message))
+            }
+            (None, new) => {
+                *schema = new;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is held goes into the table; with `reached` the copy is done.
+    async fn commit(&mut self, reached: Option<Boundary>, resume: Option<String>) -> Result<(), Problem> {
         let first = self.progress.chunks == 0;
-        let digest = chunk.files.iter().flat_map(|(_, keys)| keys).fold(0u128, |sum, key| sum.wrapping_add(key.0));
-        let counts = Counts { inserted: chunk.rows, digest, ..Counts::default() };
-        self.add_to_index(&chunk).await?;
+        let (attempt, chunks) = (self.progress.attempt.clone(), self.progress.chunks + 1);
+        let progress = CopyProgress { attempt, chunks, done: reached.is_some(), resume };
+        let Held { files: added, quarantined, schema, counts } = std::mem::take(&mut self.held);
+        if let Some(quarantine) = &mut self.quarantine {
+            let decoded = counts.inserted + quarantined.iter().map(|new| new.file.record_count()).sum::<u64>();
+            quarantine.commit_copy(&self.committer, &progress, quarantined, decoded).await?;
+        }
         let known = |schema: &Schema| schema.as_struct() == self.mirror.table.schema().as_struct();
-        let schema = chunk.schema.filter(|schema| !known(schema));
-        let added: Vec<NewFile> = chunk.files.into_iter().map(|(file, _)| file).collect();
+        let schema = schema.filter(|schema| !known(schema));
         let something = self.mirror.table.live.totals().data_files > 0;
         let change = FileChange { added, remove_all: first && something, ..FileChange::default() };
         let position = reached.as_ref().map(|reached| reached.position);
         let advance = Advance::Copy { progress: progress.clone(), position };
-        let lanes = reached.and_then(|reached| reached.lanes.of(&self.schema.source).cloned());
-        let commit = TableCommit { change, advance, counts, schema, lanes };
+        let lanes = match &reached {
+            Some(reached) => reached.lanes.of(&self.schema.source).cloned(),
+            None => self.noted.clone(),
+        };
+        let commit = TableCommit { schema, lanes, ..TableCommit::new(change, advance, counts) };
         self.committer.commit(&mut self.mirror.table, commit).await?;
         self.progress = progress;
         Ok(())
     }
 
     /// Built beside the copy: sorted runs, merged once at the end.
-    async fn add_to_index(&mut self, chunk: &WrittenChunk) -> Result<(), Problem> {
+    fn add_to_index(&mut self, chunk: &WrittenChunk) -> Result<(), Problem> {
         let Some(load) = &self.load else { return Ok(()) };
         let mut entries = Vec::new();
         for (new, keys) in &chunk.files {
@@ -184,7 +320,8 @@ impl ChunkTarget {
 
     pub fn writer(&self) -> Result<ChunkWriter, Problem> {
         let partitioner = Partitioner::new(Arc::clone(&self.spec), &self.files.iceberg)?;
-        Ok(ChunkWriter { target: self.clone(), partitioner, open: HashMap::new(), done: WrittenChunk::default() })
+        let (target, done) = (self.clone(), WrittenChunk::default());
+        Ok(ChunkWriter { target, partitioner, open: HashMap::new(), quarantine: None, done })
     }
 }
 
@@ -231,8 +368,27 @@ impl ChunkWriter {
         Ok(())
     }
 
+    /// Writes rows that could not be mapped, read at `read_at` in microseconds since 1970, for the table's quarantine.
+    ///
+    /// # Errors
+    /// Those of the disk, and where the table's schema says of no quarantine.
+    pub fn quarantine(&mut self, read_at: i64, rows: &[Quarantined]) -> Result<(), Problem> {
+        let Some(target) = &self.target.quarantine else {
+            let (table, message) = (&self.target.schema.source, "rows came for a quarantine that the table has not");
+            return Err(Problem::halt_table("ROW_INVALID", table, message, "report this"));
+        };
+        let writer = match &mut self.quarantine {
+            Some(writer) => writer,
+            None => self.quarantine.insert(target.writer()?),
+        };
+        writer.write_copied(read_at, rows)
+    }
+
     pub fn finish(mut self) -> Result<WrittenChunk, Problem> {
         self.close_all()?;
+        if let Some(writer) = self.quarantine.take() {
+            self.done.quarantined = writer.finish()?;
+        }
         Ok(self.done)
     }
 

@@ -73,8 +73,13 @@ pub struct Range {
 }
 
 impl Range {
-    fn holds(self, position: u64) -> bool {
+    pub(crate) fn holds(self, position: u64) -> bool {
         position > self.after.offset() && position <= self.up_to.offset()
+    }
+
+    /// False for a file of a history that holds no change of the range, by its statistics.
+    pub(crate) fn overlaps(self, history: &TableReader, path: &str) -> Result<bool, Problem> {
+        overlaps(history, path, field_id(&history.schema, POSITION)?, self)
     }
 }
 
@@ -315,13 +320,15 @@ impl Fold {
                 Some("insert") => None,
                 // Of a table with a key, an update without an old image has kept the key.
                 Some("update") => old.filter(|old| *old != after[row]),
-                Some("delete") => Some(after[row]),
-                Some("truncate") => continue,
+                // A row in the quarantine stands nowhere else.
+                Some("delete" | "quarantine") => Some(after[row]),
+                Some("truncate" | "expire") => continue,
                 _ => return Err(broken(&format!("an operation is {operation:?}"))),
             };
             steps.extend(went.map(|key| Step { row, moment, key, comes: false }));
             let unchanged = matches!(self.changes, Changes::Balance(_)) && old == Some(after[row]);
-            if operation != Some("delete") && !(operation == Some("update") && unchanged) {
+            let goes = matches!(operation, Some("delete" | "quarantine"));
+            if !(goes || operation == Some("update") && unchanged) {
                 steps.push(Step { row, moment, key: after[row], comes: true });
             }
         }

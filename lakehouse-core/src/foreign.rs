@@ -1,7 +1,5 @@
 //! Other engines' commits on a mirror (protocol F6): recognised, checked, then followed by the key index.
 
-use std::collections::HashSet;
-
 use iceberg::spec::{Operation, SnapshotRef};
 use tracing::info;
 
@@ -90,13 +88,17 @@ fn check_ancestry(table: &LoadedTable) -> Result<(), Problem> {
     let Some(last) = table.metadata.snapshots().find(names_batch) else {
         return Ok(());
     };
-    let mut ancestors = HashSet::new();
-    let mut next = table.snapshot_id();
-    while let Some(id) = next {
-        ancestors.insert(id);
-        next = table.metadata.snapshot_by_id(id).and_then(|snapshot| snapshot.parent_snapshot_id());
+    let mut next = table.snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id));
+    let mut oldest = i64::MAX;
+    while let Some(snapshot) = next {
+        if snapshot.snapshot_id() == last.snapshot_id() {
+            return Ok(());
+        }
+        oldest = snapshot.sequence_number();
+        next = snapshot.parent_snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id));
     }
-    if ancestors.contains(&last.snapshot_id()) {
+    // Snapshots in between have expired: it lies below them.
+    if last.sequence_number() < oldest {
         return Ok(());
     }
     let message = format!("another engine has set the table back behind our snapshot {}", last.snapshot_id());

@@ -21,10 +21,10 @@ use futures::{StreamExt, stream};
 use serde::Serialize;
 
 use crate::catalog::{Catalog, LoadedTable};
-use crate::commit::CONTROL_NAMESPACE;
+use crate::commit::is_control;
 use crate::commit::properties;
 use crate::error::{Problem, Reaction};
-use crate::schema::{POSITION, TableName};
+use crate::schema::{POSITION, REASON, TableName};
 use crate::storage::Storage;
 
 use bounds::Bounds;
@@ -70,6 +70,7 @@ impl TableReport {
 enum Role {
     Mirror,
     History,
+    Quarantine,
     Control,
     /// Not a table of a pipeline.
     Foreign,
@@ -77,11 +78,13 @@ enum Role {
 
 impl Role {
     fn of(table: &LoadedTable) -> Self {
-        if table.name.namespace == CONTROL_NAMESPACE {
+        if is_control(&table.name) {
             return Role::Control;
         }
-        match (table.property(properties::FORMAT), table.metadata.current_schema().field_by_name(POSITION)) {
+        let schema = table.metadata.current_schema();
+        match (table.property(properties::FORMAT), schema.field_by_name(POSITION)) {
             (None, _) => Role::Foreign,
+            (Some(_), Some(_)) if schema.field_by_name(REASON).is_some() => Role::Quarantine,
             (Some(_), Some(_)) => Role::History,
             (Some(_), None) => Role::Mirror,
         }

@@ -14,7 +14,7 @@ use iceberg::spec::{Schema, Struct};
 use crate::change::{ChangeChunk, LaneOrigins};
 use crate::commit::{Advance, Counts, FileChange, LakeTable, TableCommit};
 use crate::error::Problem;
-use crate::mirror::{data_location, take_rows};
+use crate::mirror::take_rows;
 use crate::position::Position;
 use crate::read::fit;
 use crate::schema::{
@@ -22,7 +22,7 @@ use crate::schema::{
     with_added_columns,
 };
 use crate::storage::Storage;
-use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner};
+use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner, data_location};
 
 pub(crate) struct History {
     pub table: LakeTable,
@@ -80,7 +80,8 @@ impl History {
             return None;
         }
         let change = FileChange { added, ..FileChange::default() };
-        Some(TableCommit { change, advance: Advance::Changes { to }, counts, schema, lanes: None })
+        let advance = Advance::Changes { to };
+        Some(TableCommit { schema, ..TableCommit::new(change, advance, counts) })
     }
 
     fn evolve(&mut self, schema: &TableSchema) -> Result<(), Problem> {

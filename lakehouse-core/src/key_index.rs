@@ -11,16 +11,22 @@
 //! 2. the young entries, in memory and in the log: small batches collect here;
 //! 3. runs, immutable and sorted, oldest last; merged in the background.
 //!
+//! When rows move to other files (`follow_rewrite`), entries keep their addresses, which are led to where the rows
+//! stand now; merges write the new ones.
+//!
 //! Invariant: dead entries are dropped only in a merge that includes the oldest run, else an older entry of the
 //! same key would come back (test `random_steps_agree_with_a_map`).
-//! Invariant: after a crash the state is exactly that of one `apply` (the last finished, or the one that was being
-//! made durable), since manifest and log are the only truth and files go only after nothing durable names them.
+//! Invariant: after a crash the state is exactly that of one `apply` or `follow_rewrite` (the last finished, or the one
+//! that was being made durable), since manifest and log are the only truth and files go only after nothing durable
+//! names them.
 
 mod bulk;
 mod entry;
 mod files;
+mod follow;
 mod manifest;
 mod merge;
+mod moved;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -30,9 +36,9 @@ pub use entry::{Entry, KeyHash, RowAddress, sort_entries};
 pub use files::FileTable;
 
 use entry::{Raw, address_of, fold, fold_into, key_of, raw, words};
-use files::LiveFiles;
 use manifest::{Applied, Journal, Record, Stored};
-use merge::{Merger, due, due_tier, lens, run_merges};
+use merge::{Job, Merger, due_in, due_tier, lens, lowest_id, run_merges};
+use moved::{Resolver, Rewrite, Weight};
 use run::{MAX_ENTRIES, Run, RunWriter, SEARCHED};
 use std::collections::HashSet;
 use std::fs::File;
@@ -73,9 +79,20 @@ struct Shape {
     /// `apply` waits for merges when there are more runs. The merge rules keep fewer than `fan` runs a class, ten
     /// classes at most, and as many again above an unfinished merge: it waits only when merging is slower than writing.
     most_runs: usize,
+    /// Everything becomes one run when it keeps the rewrites of more files, or maps of more bytes, from being
+    /// forgotten. Lookups do not care how many there are; memory and manifests do.
+    moved: Weight,
 }
 
-const SHAPE: Shape = Shape { young: 8_192, log: 4 << 20, fan: 4, smallest: 16_384, young_share: 4, most_runs: 64 };
+const SHAPE: Shape = Shape {
+    young: 8_192,
+    log: 4 << 20,
+    fan: 4,
+    smallest: 16_384,
+    young_share: 4,
+    most_runs: 64,
+    moved: Weight { files: 1_024, bytes: 16 << 20 },
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
@@ -96,6 +113,9 @@ pub enum IndexError {
     NotEmpty,
     #[error("a chunk of the bulk load was not written")]
     Incomplete,
+    /// Read the keys of the files that came, or rebuild.
+    #[error("key index cannot follow a rewrite: {0}")]
+    NotFollowed(&'static str),
 }
 
 type Result<T> = std::result::Result<T, IndexError>;
@@ -119,6 +139,8 @@ pub struct Stats {
     pub entries: u64,
     /// Of these not yet part of a snapshot.
     pub pending: u64,
+    /// Replaced files whose entries may not all have the address yet where their rows stand.
+    pub moved: usize,
     /// On disk.
     pub bytes: u64,
 }
@@ -163,10 +185,11 @@ struct Shared {
 struct State {
     /// Oldest first.
     runs: Arc<[Arc<Run>]>,
-    live: Arc<LiveFiles>,
+    /// For merges.
+    resolver: Resolver,
     /// The background thread runs.
     merging: bool,
-    /// Of the background thread; told by the next `apply`.
+    /// Of the background thread; told by the next `apply` or `follow_rewrite`.
     failure: Option<IndexError>,
 }
 
@@ -204,8 +227,9 @@ impl KeyIndex {
         };
         journal.sweep(&stored)?;
         let snapshot = journal.stands().then_some(stored.snapshot);
-        let files = FileTable::restore(stored.next_file, stored.files);
-        let state = State { runs: runs.into(), live: files.live_set(), merging: false, failure: None };
+        let mut files = FileTable::restore(stored.next_file, stored.files, stored.moved);
+        files.forget_moves(lowest_id(&runs));
+        let state = State { runs: runs.into(), resolver: files.resolver(), merging: false, failure: None };
         let shared = Shared {
             dir: dir.into(),
             settings,
@@ -265,9 +289,9 @@ impl KeyIndex {
         search.runs(&self.pending.runs)?;
         search.memory(&self.young);
         search.runs(&self.shared.runs())?;
-        let live = self.files.live_set();
+        let resolver = self.files.resolver();
         found.clear();
-        found.extend(search.answers.iter().map(|&a| live.has_address(a).then(|| address_of(a))));
+        found.extend(search.answers.iter().map(|&address| resolver.resolve(address).map(address_of)));
         Ok(())
     }
 
@@ -314,6 +338,7 @@ impl KeyIndex {
         }
         let shared = self.shared.clone();
         let mut journal = lock(&shared.journal);
+        self.forget_moves();
         self.record(&mut journal, snapshot, dead)?;
         // It is durable; memory follows. The journal stays locked, so that no merge is recorded in between.
         let pending = std::mem::take(&mut self.pending);
@@ -325,7 +350,7 @@ impl KeyIndex {
         self.snapshot = Some(snapshot);
         let mut state = lock(&shared.state);
         state.runs = state.runs.iter().cloned().chain(pending.runs).collect();
-        state.live = self.files.live_set();
+        state.resolver = self.files.resolver();
         drop(state);
         drop(journal);
         self.start_merges();
@@ -343,7 +368,7 @@ impl KeyIndex {
         self.snapshot = None;
         let mut state = lock(&self.shared.state);
         let runs = std::mem::replace(&mut state.runs, [].into());
-        (state.live, state.failure) = (self.files.live_set(), None);
+        (state.resolver, state.failure) = (self.files.resolver(), None);
         drop(state);
         runs.iter().for_each(|run| run.remove(&self.shared.dir));
         Ok(())
@@ -361,15 +386,15 @@ impl KeyIndex {
         let young = if self.pending.runs.is_empty() { self.young.clone() } else { vec![] };
         let newer = vec![self.pending.memory.clone(), young];
         let mut merger = Merger::new(&runs, newer, self.shared.settings.memory);
-        let live = self.files.live_set();
+        let resolver = self.files.resolver();
         let mut entries: Vec<Raw> = vec![];
         let (mut place, mut more) = (0, true);
         std::iter::from_fn(move || {
             loop {
                 while let Some(entry) = entries.get(place) {
                     place += 1;
-                    if live.has_address(entry[2]) {
-                        return Some(Ok((key_of(entry), address_of(entry[2]))));
+                    if let Some(address) = resolver.resolve(entry[2]) {
+                        return Some(Ok((key_of(entry), address_of(address))));
                     }
                 }
                 if !more {
@@ -394,6 +419,7 @@ impl KeyIndex {
             runs: runs.len() + self.pending.runs.len(),
             entries: self.entries(),
             pending: lens(&self.pending.runs).iter().sum::<u64>() + self.pending.memory.len() as u64,
+            moved: self.files.moved().weight(lowest_id(runs.iter().chain(&self.pending.runs))).files,
             bytes: runs.iter().chain(&self.pending.runs).map(|run| run.bytes()).sum::<u64>() + journal,
         }
     }
@@ -416,7 +442,8 @@ impl KeyIndex {
         while let Some(span) = due_tier(&lens(&self.pending.runs), &shared.shape) {
             let runs = &self.pending.runs[span.clone()];
             let merger = Merger::new(runs, vec![], shared.settings.memory);
-            let merged = merge::merge(shared, merger, lens(runs).iter().sum(), None, || Ok(true))?;
+            let job = Job { id: shared.new_run(), resolver: self.files.resolver(), oldest: false };
+            let merged = merge::merge(shared, &job, merger, lens(runs).iter().sum(), || Ok(true))?;
             let (run, _) = merged.expect("nothing gives up this merge");
             for old in self.pending.runs.splice(span, [Arc::new(run)]) {
                 old.remove(&shared.dir);
@@ -443,7 +470,9 @@ impl KeyIndex {
         let dead: HashSet<u32> = dead.iter().copied().collect();
         let files: Vec<_> = self.files.live().filter(|(number, _)| !dead.contains(number)).collect();
         let runs = self.shared.runs().iter().chain(new).map(|run| run.name()).collect();
-        journal.replace(Record::state(Applied { snapshot, next_file, files: files.into_iter(), runs, young: &young }))
+        let rewrites: Vec<&Rewrite> = self.files.moved().rewrites().iter().map(|rewrite| &**rewrite).collect();
+        let state = Applied { snapshot, next_file, files: files.into_iter(), runs, young: &young };
+        journal.replace(Record::state(state, &rewrites))
     }
 
     fn apply_loaded(&mut self, run: Run, snapshot: i64) -> Result<()> {
@@ -468,7 +497,7 @@ impl KeyIndex {
     /// Starts the background thread if a merge is due. It ends when none is, so an index at rest has no thread.
     fn start_merges(&mut self) {
         let mut state = lock(&self.shared.state);
-        if state.merging || state.failure.is_some() || due(&lens(&state.runs), &self.shared.shape).is_none() {
+        if state.merging || state.failure.is_some() || due_in(&state, &self.shared.shape).is_none() {
             return;
         }
         state.merging = true;

@@ -1,5 +1,7 @@
 //! One incarnation of one pipeline at work: its tables, its control table, and the two steps between a batch and the
-//! proof that it is durable.
+//! proof that it is durable. Tables that a rollback holds are in `lakehouse/hold.rs`.
+
+mod hold;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -16,7 +18,8 @@ use crate::catalog::{Catalog, LoadedTable};
 use crate::change::ChangeChunk;
 use crate::commit::properties::{self, CopyProgress, TableState};
 use crate::commit::{
-    Advance, Committer, Control, Counts, Cut, DurablePosition, FileChange, LakeTable, LeftTable, TableCommit,
+    Advance, Committer, Control, Counts, Cut, DurablePosition, FileChange, GiveWay, LakeTable, LeftTable, Maintainer,
+    RESYNC_REQUESTED, TableCommit,
 };
 use crate::copy::{TableCopy, index_folder};
 use crate::error::{Problem, Reaction};
@@ -27,6 +30,8 @@ use crate::mirror::Mirror;
 use crate::owner_watch::OwnerWatch;
 use crate::planted::{Bug, Planted};
 use crate::position::{Boundary, Position};
+use crate::quarantine::Quarantine;
+use crate::rollback;
 use crate::schema::{TableName, TableSchema};
 use crate::storage::Storage;
 
@@ -48,6 +53,8 @@ pub struct Environment {
     pub tables_at_once: usize,
     /// How often each table is asked who owns its maintenance; [`OWNER_INTERVAL`], unless a test cannot wait.
     pub owner_interval: Duration,
+    /// Where maintenance in this process asks to go first.
+    pub give_way: GiveWay,
     pub planted: Planted,
 }
 
@@ -66,6 +73,16 @@ struct CapturedTable {
     schema: Arc<TableSchema>,
     mirror: Option<Mirror>,
     history: Option<History>,
+    quarantine: Option<Quarantine>,
+}
+
+/// A copy that has been begun, as its last chunk left it.
+#[derive(Clone, Debug)]
+pub struct UnfinishedCopy {
+    /// Where it goes on, in the source's own words.
+    pub resume: String,
+    /// Where the lanes of the table's log are followed from: noted before its first chunk.
+    pub lanes: Arc<TableLanes>,
 }
 
 /// What `write` has made of a batch.
@@ -94,6 +111,7 @@ impl Lakehouse {
         let first = Cut {
             source: source.clone(),
             position: first.position,
+            read_until: first.lanes.read_until(),
             lanes: first.lanes,
             epoch: 0,
             committed_at: chrono::Utc::now().timestamp_millis(),
@@ -103,12 +121,14 @@ impl Lakehouse {
         check_sources(environment.catalog.as_ref(), &control, &source, &schemas).await?;
         let storage = environment.storage.with_spool(&environment.local_state.join("spool"))?;
         let environment = Environment { storage, ..environment };
+        stand_aside(&environment, &mut control).await?;
         let epoch = control.raise_epoch(Some(first)).await?;
         let committer = Committer {
             catalog: Arc::clone(&environment.catalog),
             storage: environment.storage.clone(),
             source,
             epoch,
+            give_way: environment.give_way.clone(),
             planted: environment.planted,
         };
         let left = control.state().cut.as_ref().map(|cut| cut.left.clone()).unwrap_or_default();
@@ -118,21 +138,24 @@ impl Lakehouse {
         for schema in schemas {
             lakehouse.open_table(schema).await?;
         }
-        lakehouse.begin_histories().await?;
+        lakehouse.begin_beside_mirrors().await?;
         lakehouse.protect();
+        lakehouse.release_held().await?;
         lakehouse.complete_cut().await?;
         Ok(lakehouse)
     }
 
     async fn open_table(&mut self, schema: Arc<TableSchema>) -> Result<(), Problem> {
-        let mut captured = CapturedTable { schema: Arc::clone(&schema), mirror: None, history: None };
+        let mut captured = CapturedTable { schema: Arc::clone(&schema), mirror: None, history: None, quarantine: None };
         if schema.has_mirror() {
             let iceberg = schema.mirror_schema()?;
             let spec = schema.partition_spec(&iceberg)?;
             let loaded = self.load_or_create(&schema.mirror, &schema, iceberg.clone(), spec).await?;
             check_source(&loaded, &self.committer.source)?;
-            let opened = self.open_mirror(loaded, &schema, &iceberg).await;
-            captured.mirror = self.opened_or_left(&schema.source, opened)?;
+            if !self.is_held(&schema.source) {
+                let opened = self.open_mirror(loaded, &schema, &iceberg).await;
+                captured.mirror = self.opened_or_left(&schema.source, opened)?;
+            }
         } else if self.environment.catalog.load(&schema.mirror, None).await?.is_some() {
             let lost = schema_changed(&schema, "the key is gone".to_owned());
             self.leave(&schema.source, self.resume_position(), lost.code, lost.message);
@@ -144,6 +167,10 @@ impl Lakehouse {
             check_source(&loaded, &self.committer.source)?;
             let opened = self.open_history(loaded, &schema, &iceberg).await;
             captured.history = self.opened_or_left(&schema.source, opened)?;
+        }
+        if schema.quarantine {
+            let opened = self.open_quarantine(&schema).await;
+            captured.quarantine = self.opened_or_left(&schema.source, opened)?;
         }
         self.tables.insert(schema.source.clone(), captured);
         Ok(())
@@ -172,15 +199,23 @@ impl Lakehouse {
         History::open(storage, LakeTable::open(storage, loaded).await?)
     }
 
+    /// Creates it where there is none: only where a column's policy says so.
+    async fn open_quarantine(&mut self, schema: &TableSchema) -> Result<Quarantine, Problem> {
+        let iceberg = schema.quarantine_schema()?;
+        let spec = schema.quarantine_partition_spec(&iceberg)?;
+        let loaded = self.load_or_create(&schema.mirror.quarantine(), schema, iceberg.clone(), spec).await?;
+        check_source(&loaded, &self.committer.source)?;
+        check_shape(&loaded, schema, &iceberg)?;
+        let Environment { storage, planted, .. } = &self.environment;
+        check_foreign(storage, &loaded).await?;
+        Quarantine::open(storage, LakeTable::open(storage, loaded).await?, *planted)
+    }
+
     async fn open_mirror(&self, loaded: LoadedTable, schema: &TableSchema, wanted: &Schema) -> Result<Mirror, Problem> {
         check_shape(&loaded, schema, wanted)?;
         check_foreign(&self.environment.storage, &loaded).await?;
-        let Environment { storage, local_state, sync_local_state, planted, .. } = &self.environment;
-        let table = LakeTable::open(storage, loaded).await?;
-        let folder = index_folder(local_state, &schema.mirror);
-        let copied = table.state.position.is_some();
-        let mut mirror = Mirror::open(storage, table, schema, &folder, *sync_local_state, *planted)?;
-        if copied {
+        let mut mirror = self.mirror_of(loaded, schema).await?;
+        if mirror.table.expected().is_some() {
             mirror.move_index().await?;
         }
         Ok(mirror)
@@ -201,7 +236,10 @@ impl Lakehouse {
         }
         catalog.check_name(name)?;
         let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let renamed: BTreeMap<&str, &str> = schema.renamed_columns().collect();
+        let renamed = serde_json::to_string(&renamed).expect("names are plain data");
         let properties = HashMap::from([
+            text(properties::COLUMNS, &renamed),
             text(properties::SOURCE_TABLE, &schema.source),
             text(properties::SOURCE, &self.committer.source),
             text(properties::FORMAT, &properties::FORMAT_VERSION.to_string()),
@@ -231,8 +269,8 @@ impl Lakehouse {
     /// From where the lanes of a table's log are needed: from the cut where it names the table, else from where the table's
     /// own copy began. `None` for a table that has left the cut or is not copied.
     pub fn resume_lanes(&self, source: &str) -> Option<Arc<TableLanes>> {
-        let captured = self.tables.get(source).filter(|_| !self.left.contains_key(source))?;
-        let own = captured.lake_tables().next()?;
+        let captured = self.tables.get(source).filter(|_| !self.is_out(source))?;
+        let own = captured.lake_tables().next().filter(|own| own.expected().is_some())?;
         let cut = self.control.state().cut.as_ref()?;
         let named = captured.lake_tables().all(|table| cut.tables.contains_key(&table.name().to_string()));
         let of_cut = cut.lanes.of(source).filter(|_| named);
@@ -244,6 +282,11 @@ impl Lakehouse {
     pub fn highest_position(&self) -> Position {
         let tables = self.tables.values().flat_map(CapturedTable::lake_tables).filter_map(LakeTable::expected);
         tables.max().unwrap_or_default().max(self.resume_position())
+    }
+
+    /// Whether anybody has changed the pipeline's control table: a worker that took over, or an operator.
+    pub async fn look_at_control(&self) -> Result<(), Problem> {
+        self.control.look().await
     }
 
     pub fn epoch(&self) -> u64 {
@@ -259,30 +302,134 @@ impl Lakehouse {
         tables.flat_map(names).collect()
     }
 
-    /// Tables whose copy is not done.
+    /// Tables whose copy is not done, and those that are to be copied anew.
     pub fn tables_to_copy(&self) -> Vec<Arc<TableSchema>> {
-        let uncopied = |captured: &&CapturedTable| {
-            captured.mirror.as_ref().is_some_and(|mirror| mirror.table.expected().is_none())
+        let wanted = |(source, captured): &(&String, &CapturedTable)| match self.left.get(*source) {
+            Some(left) => left.code == RESYNC_REQUESTED,
+            None => captured.mirror.as_ref().is_some_and(|mirror| mirror.table.expected().is_none()),
         };
-        let wanted = self.tables.iter().filter(|(source, _)| !self.left.contains_key(*source)).map(|(_, table)| table);
-        wanted.filter(uncopied).map(|captured| Arc::clone(&captured.schema)).collect()
+        self.tables.iter().filter(wanted).map(|(_, captured)| Arc::clone(&captured.schema)).collect()
     }
 
-    /// Hands a table out to be copied. It comes back by [`Lakehouse::finish_copy`], or not at all.
-    pub fn begin_copy(&mut self, source: &str) -> Result<TableCopy, Problem> {
-        let captured = self.tables.get_mut(source);
-        let mirror = captured.and_then(|captured| Some((captured.mirror.take()?, Arc::clone(&captured.schema))));
-        let (mirror, schema) = mirror.expect("only a table that is to be copied is asked for");
-        TableCopy::begin(mirror, schema, self.committer.clone())
+    /// Why a table has left the cut, if it has.
+    pub fn left(&self, source: &str) -> Option<&LeftTable> {
+        self.left.get(source)
+    }
+
+    /// A table that has left the cut is to be copied anew.
+    pub fn resync(&mut self, source: &str) {
+        if let Some(left) = self.left.get_mut(source) {
+            info!(table = source, code = left.code, reason = left.reason, "table is copied anew");
+            left.code = RESYNC_REQUESTED.to_owned();
+        }
+    }
+
+    /// Hands a table out to be copied; one that has left the cut aside, so that it stays readable as it stands. It comes
+    /// back by [`Lakehouse::finish_copy`], or goes by [`Lakehouse::give_up_copy`].
+    pub async fn begin_copy(&mut self, source: &str) -> Result<TableCopy, Problem> {
+        let captured = self.tables.get_mut(source).expect("only a captured table is asked for");
+        let schema = Arc::clone(&captured.schema);
+        if schema.history && captured.history.is_none() {
+            return Err(resync_impossible(&schema, "its history cannot be opened, and would not go on with it"));
+        }
+        let mirror = match captured.mirror.take() {
+            Some(mirror) => mirror,
+            None => self.reopen_mirror(&schema).await?,
+        };
+        let captured = self.tables.get_mut(source).expect("only a captured table is asked for");
+        let quarantine = match captured.quarantine.take() {
+            None if schema.quarantine => Some(self.open_quarantine(&schema).await?),
+            opened => opened,
+        };
+        match self.left.contains_key(source) {
+            true => TableCopy::begin_aside(mirror, quarantine, schema, self.committer.clone()),
+            false => TableCopy::begin(mirror, quarantine, schema, self.committer.clone()),
+        }
+    }
+
+    /// A first copy that an earlier incarnation has begun and that can be gone on with.
+    pub fn unfinished_copy(&self, source: &str) -> Option<UnfinishedCopy> {
+        let captured = self.tables.get(source).filter(|_| !self.left.contains_key(source))?;
+        let state = &captured.mirror.as_ref()?.table.state;
+        let progress = state.copy.as_ref().filter(|copy| !copy.done && state.position.is_none())?;
+        if captured.quarantine.as_ref().is_some_and(|quarantine| quarantine.is_ahead_of(progress)) {
+            return None;
+        }
+        let (resume, lanes) = (progress.resume.clone()?, state.lanes.clone()?);
+        Some(UnfinishedCopy { resume, lanes })
+    }
+
+    /// Hands such a table out: what is there stays. See [`Lakehouse::begin_copy`].
+    pub fn resume_copy(&mut self, source: &str) -> Result<TableCopy, Problem> {
+        let captured = self.tables.get_mut(source).expect("only a captured table is asked for");
+        let mirror = captured.mirror.take().expect("an unfinished copy has a mirror");
+        let quarantine = captured.quarantine.take();
+        TableCopy::resume(mirror, quarantine, Arc::clone(&captured.schema), self.committer.clone())
+    }
+
+    /// A table whose rows cannot be taken: a first copy stops as a whole, because nothing streams yet; a table that was to
+    /// be copied anew stays outside the cut, and the others go on.
+    pub fn give_up_copy(&mut self, source: &str, problem: Problem) -> Result<(), Problem> {
+        match (problem.reaction, self.left.get_mut(source)) {
+            (Reaction::HaltTable, None) => Err(Problem { reaction: Reaction::Halt, ..problem }),
+            (Reaction::HaltTable, Some(left)) => {
+                error!(table = source, code = problem.code, reason = problem.message, "table cannot be copied anew");
+                (left.code, left.reason) = (problem.code.to_owned(), problem.message);
+                Ok(())
+            }
+            _ => Err(problem),
+        }
     }
 
     pub async fn finish_copy(&mut self, copy: TableCopy, consistent_point: impl Into<Boundary>) -> Result<(), Problem> {
-        let source = copy.target().schema().source.clone();
-        let mirror = copy.finish(consistent_point.into()).await?;
-        self.tables.get_mut(&source).expect("begin_copy left it here").mirror = Some(mirror);
-        self.begin_histories().await?;
+        let (source, resync) = (copy.target().schema().source.clone(), copy.is_resync());
+        let reached = consistent_point.into();
+        let (mirror, quarantine) = copy.finish(reached.clone()).await?;
+        let captured = self.tables.get_mut(&source).expect("begin_copy left it here");
+        (captured.mirror, captured.quarantine) = (Some(mirror), quarantine);
+        if resync {
+            return self.put_in_place(&source, reached).await;
+        }
+        self.begin_beside_mirrors().await?;
         self.protect();
         self.complete_cut().await
+    }
+
+    /// A mirror whose rows do not count any more, only its shape.
+    async fn reopen_mirror(&self, schema: &TableSchema) -> Result<Mirror, Problem> {
+        if !schema.has_mirror() {
+            return Err(resync_impossible(schema, "it has no key, so it has a history only"));
+        }
+        let wanted = schema.mirror_schema()?;
+        let loaded = self.environment.catalog.load(&schema.mirror, None).await?;
+        let loaded = loaded.ok_or_else(|| Problem::retry("TABLE_MISSING", &schema.source, "the table is gone"))?;
+        check_shape(&loaded, schema, &wanted)?;
+        self.mirror_of(loaded, schema).await
+    }
+
+    /// With its key index as that was left.
+    async fn mirror_of(&self, loaded: LoadedTable, schema: &TableSchema) -> Result<Mirror, Problem> {
+        let Environment { storage, local_state, sync_local_state, planted, .. } = &self.environment;
+        let table = LakeTable::open(storage, loaded).await?;
+        let folder = index_folder(local_state, &schema.mirror);
+        Mirror::open(storage, table, schema, &folder, *sync_local_state, *planted)
+    }
+
+    /// After a resync: history and quarantine begin anew where the mirror does, and the table is in the cut again once that
+    /// has come as far. What happened in between is in no history.
+    async fn put_in_place(&mut self, source: &str, reached: Boundary) -> Result<(), Problem> {
+        let captured = self.tables.get_mut(source).expect("it has just come back");
+        for table in captured.tables_beside_mut() {
+            let lanes = reached.lanes.of(source).cloned();
+            self.committer.commit(table, beginning(reached.position, lanes)).await?;
+        }
+        self.left.remove(source);
+        self.protect();
+        // Where this source alone numbers boundaries, nothing can lie between the last one and this.
+        match reached.lanes.is_empty() {
+            true => Ok(()),
+            false => self.write_cut(reached).await.map(drop),
+        }
     }
 
     /// Writes the cut anew once every table is copied, if it does not name them all: a source where nothing happens any
@@ -310,32 +457,42 @@ impl Lakehouse {
     /// A table leaves the cut where it stands; the others go on (protocol C8).
     pub fn leave(&mut self, source: &str, position: Position, code: &str, reason: String) {
         error!(table = source, code, reason, position = %position, "table is halted and leaves the cut");
-        let left = LeftTable { position, code: code.to_owned(), reason };
+        let left = LeftTable::new(position, code, reason);
+        // Its history went on while a rollback held it, and does not any more.
+        self.left.retain(|known, left| known != source || !left.is_held());
         self.left.entry(source.to_owned()).or_insert(left);
     }
 
-    /// A history begins where its mirror's copy ends; without a mirror, where the pipeline does.
-    async fn begin_histories(&mut self) -> Result<(), Problem> {
+    /// Writes the cut anew if tables have left it that it does not say so of: a source that is silent would never give a
+    /// reason for the next one.
+    pub async fn mark_left(&mut self) -> Result<(), Problem> {
+        match &self.control.state().cut {
+            Some(cut) if cut.left != self.left => self.write_cut(cut.boundary()).await.map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// A table that has left for this code comes back where it stands, for a source that brings what it has missed; why it
+    /// had left.
+    pub fn rejoin(&mut self, source: &str, code: &str) -> Option<String> {
+        let left = self.left.get(source).filter(|left| left.code == code)?.reason.clone();
+        self.left.remove(source);
+        Some(left)
+    }
+
+    /// A history and a quarantine begin where their mirror's copy ends; without a mirror, where the pipeline does.
+    async fn begin_beside_mirrors(&mut self) -> Result<(), Problem> {
         let start = self.resume_boundary();
         for captured in self.tables.values_mut() {
-            let Some(history) = &mut captured.history else { continue };
             let begin = match &captured.mirror {
                 Some(mirror) => mirror.table.expected().map(|position| (position, mirror.table.state.lanes.clone())),
                 None if captured.schema.has_mirror() => None,
                 None => Some((start.position, start.lanes.of(&captured.schema.source).cloned())),
             };
-            let (None, Some((begin, lanes))) = (history.table.expected(), begin) else {
-                continue;
-            };
-            let progress = CopyProgress { attempt: begin.to_string(), chunks: 0, done: true };
-            let commit = TableCommit {
-                change: FileChange::default(),
-                advance: Advance::Copy { progress, position: Some(begin) },
-                counts: Counts::default(),
-                schema: None,
-                lanes,
-            };
-            self.committer.commit(&mut history.table, commit).await?;
+            let Some((begin, lanes)) = begin else { continue };
+            for table in captured.tables_beside_mut().filter(|table| table.expected().is_none()) {
+                self.committer.commit(table, beginning(begin, lanes.clone())).await?;
+            }
         }
         Ok(())
     }
@@ -349,7 +506,8 @@ impl Lakehouse {
         }
         let mut work = Vec::new();
         for (source, chunks) in batch.tables {
-            if self.left.contains_key(&source) {
+            self.note_missed(&source);
+            if self.is_out(&source) {
                 continue;
             }
             if let Some(captured) = self.tables.remove(&source) {
@@ -399,14 +557,12 @@ impl Lakehouse {
         let WrittenBatch { to } = written;
         let tables = std::mem::take(&mut self.tables);
         let (committer, reached) = (&self.committer, &to);
-        let left: HashSet<&String> = self.left.keys().collect();
-        let (idle, busy): (Vec<_>, Vec<_>) = tables.into_iter().partition(|(source, _)| left.contains(source));
+        let (idle, busy): (Vec<_>, Vec<_>) = tables.into_iter().partition(|(source, _)| self.is_out(source));
         let done = stream::iter(busy).map(|(source, mut captured)| async move {
             let result = captured.commit(committer, reached).await;
             (source, captured, result)
         });
         let done: Vec<_> = done.buffer_unordered(self.environment.tables_at_once).collect().await;
-        drop(left);
         self.tables.extend(idle);
         self.take_back(done)?;
         let durable = self.write_cut(to).await?;
@@ -421,7 +577,7 @@ impl Lakehouse {
         }
         let mut tables = BTreeMap::new();
         for (source, captured) in &self.tables {
-            if self.left.contains_key(source) {
+            if self.is_out(source) {
                 continue;
             }
             for table in captured.lake_tables() {
@@ -438,6 +594,7 @@ impl Lakehouse {
         let cut = Cut {
             source: self.committer.source.clone(),
             position: to.position,
+            read_until: to.lanes.read_until(),
             lanes: to.lanes,
             epoch: self.committer.epoch,
             committed_at: chrono::Utc::now().timestamp_millis(),
@@ -461,6 +618,24 @@ impl Lakehouse {
     }
 }
 
+/// Protocol D, before anything is written: an open rollback is brought to its end first (E7), and a paused pipeline stands
+/// still.
+async fn stand_aside(environment: &Environment, control: &mut Control) -> Result<(), Problem> {
+    let Environment { catalog, storage, give_way, planted, .. } = environment.clone();
+    rollback::run(control, &Maintainer { catalog, storage, give_way, planted }).await?;
+    match &control.state().paused {
+        None => Ok(()),
+        Some(why) => Err(Problem::retry("PAUSED", &control.table().name.name, format!("it is paused: {why}"))),
+    }
+}
+
+/// The first commit of a history or a quarantine, without changes.
+fn beginning(position: Position, lanes: Option<Arc<TableLanes>>) -> TableCommit {
+    let progress = CopyProgress { attempt: position.to_string(), chunks: 0, done: true, resume: None };
+    let advance = Advance::Copy { progress, position: Some(position) };
+    TableCommit { lanes, ..TableCommit::new(FileChange::default(), advance, Counts::default()) }
+}
+
 /// Protocol D, before anything is written: all that is there belongs to this source, in a format that is known here.
 async fn check_sources(
     catalog: &dyn Catalog,
@@ -474,7 +649,8 @@ async fn check_sources(
     for schema in schemas {
         let mirror = schema.has_mirror().then(|| schema.mirror.clone());
         let history = (schema.history || !schema.has_mirror()).then(|| schema.mirror.history());
-        for name in mirror.into_iter().chain(history) {
+        let quarantine = schema.quarantine.then(|| schema.mirror.quarantine());
+        for name in mirror.into_iter().chain(history).chain(quarantine) {
             if let Some(loaded) = catalog.load(&name, None).await? {
                 check_source(&loaded, source)?;
             }
@@ -501,6 +677,11 @@ fn schema_changed(schema: &TableSchema, reason: String) -> Problem {
     Problem::halt_table("SCHEMA_CHANGED", &schema.source, reason, "resync the table")
 }
 
+fn resync_impossible(schema: &TableSchema, why: &str) -> Problem {
+    let remedy = "copy it under another name: a pipeline of its own, or `name` in the table's configuration";
+    Problem::halt_table("RESYNC_IMPOSSIBLE", &schema.source, format!("the table cannot be copied anew: {why}"), remedy)
+}
+
 fn other_source(table: &TableName, found: &str, ours: &str) -> Problem {
     let message = format!("the table holds rows of another source: {found}, not {ours}");
     let remedy = "point the pipeline at its own source, or give it another namespace";
@@ -517,20 +698,30 @@ impl CapturedTable {
     fn expected_tables(&self) -> impl Iterator<Item = Option<&LakeTable>> {
         let mirror = self.schema.has_mirror().then(|| self.mirror.as_ref().map(|mirror| &mirror.table));
         let history = self.history.as_ref().map(|history| Some(&history.table));
-        mirror.into_iter().chain(history)
+        let quarantine = self.quarantine.as_ref().map(|quarantine| Some(&quarantine.table));
+        mirror.into_iter().chain(history).chain(quarantine)
     }
 
     fn lake_tables(&self) -> impl Iterator<Item = &LakeTable> {
         let history = self.history.as_ref().map(|history| &history.table);
-        self.mirror.as_ref().map(|mirror| &mirror.table).into_iter().chain(history)
+        let quarantine = self.quarantine.as_ref().map(|quarantine| &quarantine.table);
+        self.mirror.as_ref().map(|mirror| &mirror.table).into_iter().chain(history).chain(quarantine)
     }
 
     fn lake_tables_mut(&mut self) -> impl Iterator<Item = &mut LakeTable> {
         let history = self.history.as_mut().map(|history| &mut history.table);
-        self.mirror.as_mut().map(|mirror| &mut mirror.table).into_iter().chain(history)
+        let quarantine = self.quarantine.as_mut().map(|quarantine| &mut quarantine.table);
+        self.mirror.as_mut().map(|mirror| &mut mirror.table).into_iter().chain(history).chain(quarantine)
     }
 
-    /// Mirror and history in parallel, behind the values that only the mirror can fill in.
+    /// All but the mirror.
+    fn tables_beside_mut(&mut self) -> impl Iterator<Item = &mut LakeTable> {
+        let history = self.history.as_mut().map(|history| &mut history.table);
+        history.into_iter().chain(self.quarantine.as_mut().map(|quarantine| &mut quarantine.table))
+    }
+
+    /// First what is for the quarantine. Then mirror and history in parallel, behind the values that only the mirror can
+    /// fill in.
     fn write_part(&mut self, chunks: Vec<ChangeChunk>, no_skip: bool) -> Result<(), Problem> {
         let new = |chunks: &[ChangeChunk], reached: &TableState| -> Vec<ChangeChunk> {
             let chunks = chunks.iter().cloned();
@@ -539,13 +730,29 @@ impl CapturedTable {
                 false => chunks.filter_map(|chunk| chunk.after(reached)).collect(),
             }
         };
+        match &mut self.quarantine {
+            Some(quarantine) => quarantine.write_part(&new(&chunks, &quarantine.table.state))?,
+            None if chunks.iter().any(|chunk| !chunk.quarantined.is_empty()) => {
+                let message = "changes came for a quarantine that the table has not";
+                let remedy = "resync the table; report this";
+                return Err(Problem::halt_table("ROW_INVALID", &self.schema.source, message, remedy));
+            }
+            None => {}
+        }
         let Some(mirror) = &mut self.mirror else {
             let Some(history) = &mut self.history else {
                 return Ok(());
             };
+            // Held: what the source has left out stands in no row that we could trust.
+            if self.schema.has_mirror() && chunks.iter().any(|chunk| !chunk.unchanged.is_empty()) {
+                let message = "an update left out an unchanged value while a rollback held the mirror that has it";
+                let remedy = "resync the table, or set REPLICA IDENTITY FULL at the source before a rollback";
+                return Err(Problem::halt_table("UNCHANGED_UNRESOLVED", &self.schema.source, message, remedy));
+            }
             return history.write_part(&new(&chunks, &history.table.state));
         };
-        // A history is committed before its mirror, so it is never behind: it needs no value that the mirror lacks.
+        // A history and a quarantine are committed before their mirror, so they are never behind: they need no value that
+        // the mirror lacks.
         let mut chunks = new(&chunks, &mirror.table.state);
         mirror.prepare(&mut chunks)?;
         let Some(history) = &mut self.history else {
@@ -569,6 +776,13 @@ impl CapturedTable {
                 _ => reached.cloned(),
             }
         };
+        // First of all where the row stands that the others go without (Q2).
+        if let Some(quarantine) = &mut self.quarantine
+            && let Some(commit) = quarantine.finish(to.position)
+        {
+            let commit = TableCommit { lanes: lanes(&quarantine.table), ..commit };
+            committer.commit(&mut quarantine.table, commit).await?;
+        }
         if let Some(history) = &mut self.history
             && let Some(commit) = history.finish(to.position)
         {
@@ -579,8 +793,8 @@ impl CapturedTable {
         if let Some(commit) = tokio::task::block_in_place(|| mirror.finish(to.position))? {
             let commit = TableCommit { lanes: lanes(&mirror.table), ..commit };
             let change = commit.change.clone();
-            let snapshot = committer.commit(&mut mirror.table, commit).await?;
-            tokio::task::block_in_place(|| mirror.landed(snapshot, &change))?;
+            let landed = committer.commit(&mut mirror.table, commit).await?;
+            tokio::task::block_in_place(|| mirror.landed(&landed, &change))?;
         }
         Ok(())
     }

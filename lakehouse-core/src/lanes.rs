@@ -72,8 +72,9 @@ impl Reached {
     }
 }
 
-/// One lane of a log.
+/// One lane of a log. A field that this binary does not know is refused: read past, it could be where the lane stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Lane {
     /// The lane that it goes on from. Not read before that one has ended (D13).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +94,7 @@ impl Reached {
 /// A lane leaves only when it has ended, its children are here, and its parent has left before it. So a lane that is
 /// missing here is either old, or a descendant of one that is here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TableLanes {
     /// The log's own name: another log under the same table is another source (D2).
     pub log: String,
@@ -170,6 +172,12 @@ impl Lanes {
 
     pub fn set(&mut self, table: &str, lanes: TableLanes) {
         self.0.insert(table.to_owned(), Arc::new(lanes));
+    }
+
+    /// Milliseconds since 1970 up to which all logs have been seen at their tips.
+    pub fn read_until(&self) -> Option<i64> {
+        let each = self.0.values().map(|lanes| lanes.read_until);
+        each.reduce(|some, other| Some(some?.min(other?))).flatten()
     }
 
     pub fn tables(&self) -> impl Iterator<Item = (&str, &Arc<TableLanes>)> {

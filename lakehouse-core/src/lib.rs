@@ -16,16 +16,26 @@
 //! | *snapshot* | always an Iceberg snapshot |
 //! | *mirror* | the table with the current state, one row a key |
 //! | *history* | the table with every change after the copy |
+//! | *quarantine* | the table with the rows that could not be mapped, whole |
 //! | *copy* | the first read of a source table |
+//! | *resync* | a copy of a table that has one, which it replaces |
+//! | *spool* | changes that wait on disk until a copy is done |
 //! | *cut* | the consistent view over all tables of a pipeline, and where it resumes |
 //! | *control table* | where epoch, owner and cut stand |
 //! | *epoch*, *owner* | number and random name of one incarnation of a pipeline's worker |
 //! | *key index* | where the row of each key stands |
+//! | *diff* | what differs between two snapshots of one table: rows inserted, updated, deleted |
+//! | *rewrite* | data files replaced by others with the same rows: a compaction |
+//! | *row map* | where the rows of replaced data files stand after a rewrite |
+//! | *forward* | carry deletes that came meanwhile over to the files of a rewrite |
+//! | *rollback* | the rows of an older snapshot made current by a new one; the table is then *held* |
+//! | *hold* | a mirror takes no changes, its history goes on |
+//! | *release* | a held mirror catches up from its history: by *undo*, *replay* or *accept* |
 //! | *acknowledge* | tell the source that it may forget |
 //! | *halt* | stop with a code until a person decides |
 //!
 //! # The way of a change
-//! `source` → [`change`] → [`batch`] → [`lakehouse`] (`mirror`, `history`, `write`) → [`commit`] → acknowledge; the loop is
+//! `source` → [`change`] → [`batch`] → [`lakehouse`] (`mirror`, `history`, `quarantine`, `write`) → [`commit`] → acknowledge; the loop is
 //! [`pipeline::run`]. The first rows of a table come by [`copy`]. Everything that reads rows reads by [`read`].
 
 pub mod aws;
@@ -35,6 +45,7 @@ pub mod change;
 pub mod commit;
 pub mod compare;
 pub mod copy;
+pub mod diff;
 pub mod error;
 pub mod finding;
 pub mod fold;
@@ -52,10 +63,15 @@ pub mod owner_watch;
 pub mod pipeline;
 pub mod planted;
 pub mod position;
+mod quarantine;
 pub mod read;
+mod replay;
+pub mod rollback;
+pub mod row_map;
 pub mod schema;
 pub mod secret;
 pub mod source;
+pub mod spool;
 pub mod storage;
 pub mod verify;
 pub mod write;

@@ -98,6 +98,11 @@ impl LiveFiles {
                 totals.bytes -= delete.file.file_size_in_bytes();
             }
         }
+        for file in change.removed.iter().filter_map(|path| self.data.get(path)) {
+            totals.data_files -= 1;
+            totals.records -= file.records;
+            totals.bytes -= file.bytes;
+        }
         for NewFile { file, .. } in &change.added {
             totals.data_files += 1;
             totals.records += file.record_count();
@@ -122,6 +127,9 @@ impl LiveFiles {
         self.dangling.retain(|path| !change.replaced_deletes.contains(path));
         for path in &change.replaced_deletes {
             self.deletes.remove(path);
+        }
+        for path in &change.removed {
+            self.data.remove(path);
         }
         for new in &change.added {
             let file = LiveFile {

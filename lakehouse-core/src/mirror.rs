@@ -1,7 +1,7 @@
 //! The mirror of one source table: the current state, one row a key, kept by position deletes from the key index.
 //!
-//! `write_part` turns changes into data files and notes which rows they replace; `finish` writes the delete files and
-//! says what to commit; `landed` makes the key index follow. In between nothing is known to anybody else.
+//! `write_part` turns changes into data files and notes which rows they replace; `finish` says what to commit; `landed`
+//! makes the key index follow. In between nothing is known to anybody else.
 
 mod move_index;
 mod occurrence;
@@ -14,32 +14,26 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, RecordBatch, UInt32Array, new_null_array};
 use arrow_schema::Field;
 use arrow_select::take::take;
-use iceberg::spec::{Schema, SchemaRef, Struct, TableMetadata};
+use iceberg::spec::{Schema, Struct};
 use roaring::RoaringBitmap;
 use tracing::warn;
-use uuid::Uuid;
 
 use crate::batch::{KeyedChanges, Merged, numbered};
 use crate::change::ChangeChunk;
-use crate::commit::{Advance, Counts, FileChange, LakeTable, TableCommit};
+use crate::commit::{Advance, Counts, FileChange, Followed, LakeTable, Landed, TableCommit};
 use crate::error::Problem;
 use crate::key_index::{Entry, IndexError, KeyIndex, Opened, RowAddress, Settings};
-use crate::live::LiveFile;
 use crate::planted::{Bug, Planted};
 use crate::position::Position;
-use crate::read::{deleted_rows, fit};
+use crate::read::fit;
 use crate::schema::{Key, TableSchema, with_added_columns};
 use crate::storage::Storage;
 pub(crate) use move_index::read_key_hashes;
 
-use crate::write::{DataFileWriter, DeletedFrom, FileSchema, NewFile, Partitioner, write_delete_file};
+use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner, data_location};
 
-/// Deleted positions kept in memory over all data files of a table, so that a delete file that is replaced need not be
-/// read back; beyond, all are forgotten and read again.
-const CACHED_POSITIONS: u64 = 4_000_000;
-
-pub struct Mirror {
-    pub table: LakeTable,
+pub(crate) struct Mirror {
+    pub(crate) table: LakeTable,
     storage: Storage,
     /// What rows are written with: the table's schema, plus columns that the open batch adds.
     files: FileSchema,
@@ -47,8 +41,6 @@ pub struct Mirror {
     index: KeyIndex,
     key: Key,
     open: OpenBatch,
-    /// Deleted positions per file number.
-    deleted: HashMap<u32, RoaringBitmap>,
     planted: Planted,
 }
 
@@ -66,7 +58,7 @@ struct OpenBatch {
 
 impl Mirror {
     /// Opens the mirror with its key index, which is moved to the table's head or rebuilt.
-    pub fn open(
+    pub(crate) fn open(
         storage: &Storage,
         table: LakeTable,
         schema: &TableSchema,
@@ -84,10 +76,10 @@ impl Mirror {
         let open = OpenBatch::default();
         let key = schema.key.clone();
         let storage = storage.clone();
-        Ok(Self { table, storage, files, partitioner, index, key, open, deleted: HashMap::new(), planted })
+        Ok(Self { table, storage, files, partitioner, index, key, open, planted })
     }
 
-    pub fn index(&self) -> &KeyIndex {
+    pub(crate) fn index(&self) -> &KeyIndex {
         &self.index
     }
 
@@ -103,12 +95,18 @@ impl Mirror {
         }
     }
 
+    /// Before a copy: nothing that is known of the rows holds any more.
+    pub(crate) fn forget(&mut self) -> Result<(), Problem> {
+        self.open = OpenBatch::default();
+        self.index.clear().map_err(|error| index_problem(&self.table, &error))
+    }
+
     pub(crate) fn files(&self) -> &FileSchema {
         &self.files
     }
 
     /// First step of a part: adds columns that are new, and fills in values that the source left out.
-    pub fn prepare(&mut self, chunks: &mut [ChangeChunk]) -> Result<(), Problem> {
+    pub(crate) fn prepare(&mut self, chunks: &mut [ChangeChunk]) -> Result<(), Problem> {
         for chunk in chunks.iter() {
             self.evolve(&chunk.schema)?;
         }
@@ -116,7 +114,7 @@ impl Mirror {
     }
 
     /// Writes prepared changes that belong to one batch; called once per part.
-    pub fn write_part(&mut self, chunks: &[ChangeChunk]) -> Result<(), Problem> {
+    pub(crate) fn write_part(&mut self, chunks: &[ChangeChunk]) -> Result<(), Problem> {
         let keyed = KeyedChanges::of(chunks, self.planted)?;
         if keyed.truncated {
             self.forget_all();
@@ -237,107 +235,48 @@ impl Mirror {
         Ok((self.index.add_file(&location), writer))
     }
 
-    /// Closes the batch: writes the delete files. `None` if it changes nothing here.
-    pub fn finish(&mut self, to: Position) -> Result<Option<TableCommit>, Problem> {
+    /// Closes the batch. `None` if it changes nothing here.
+    pub(crate) fn finish(&mut self, to: Position) -> Result<Option<TableCommit>, Problem> {
         let open = std::mem::take(&mut self.open);
         let remove_all = open.valid_from.is_some();
         if open.added.is_empty() && open.gone.is_empty() && !remove_all && open.schema.is_none() {
             self.index.discard_pending();
             return Ok(None);
         }
-        let mut change = FileChange { added: open.added, remove_all, ..FileChange::default() };
-        self.write_deletes(&open.gone, &mut change)?;
+        let mut gone = BTreeMap::new();
+        for (number, rows) in open.gone {
+            let path = self.index.path_of(number).ok_or_else(|| {
+                let message = format!("the key index names file {number}, which it does not know");
+                Problem::retry("INDEX_STALE", self.table.name().to_string(), message)
+            })?;
+            gone.insert(path.to_owned(), rows);
+        }
+        let change = FileChange { added: open.added, remove_all, ..FileChange::default() };
         let (counts, schema) = (open.counts, open.schema);
-        Ok(Some(TableCommit { change, advance: Advance::Changes { to }, counts, schema, lanes: None }))
+        let advance = Advance::Changes { to };
+        Ok(Some(TableCommit { gone, schema, ..TableCommit::new(change, advance, counts) }))
     }
 
-    /// One delete file per data file: the new positions merged with those of the file it replaces (protocol F8).
-    fn write_deletes(&mut self, gone: &BTreeMap<u32, RoaringBitmap>, change: &mut FileChange) -> Result<(), Problem> {
-        if self.deleted.values().map(RoaringBitmap::len).sum::<u64>() > CACHED_POSITIONS {
-            self.deleted.clear();
+    /// The commit has landed: the key index follows, first what our own rewrites had moved when it did, then its rows.
+    pub(crate) fn landed(&mut self, landed: &Landed, change: &FileChange) -> Result<(), Problem> {
+        let failed = |table: &LakeTable, error| index_problem(table, &error);
+        for Followed { snapshot_id, map } in &landed.followed {
+            self.index.follow_rewrite(*snapshot_id, map).map_err(|error| failed(&self.table, error))?;
         }
-        for (&number, rows) in gone {
-            let path = self.index.path_of(number).unwrap_or_default().to_owned();
-            let live = self.table.live.data.get(&path).filter(|_| !change.remove_all);
-            let new = change.added.iter().find(|new| new.file.file_path() == path);
-            let (partition, spec_id) = match (live, new) {
-                (Some(live), _) => (live.partition.clone(), live.spec_id),
-                (None, Some(new)) => (new.file.partition().clone(), new.spec_id),
-                (None, None) => {
-                    let message = format!("the key index names a file that is not live: {path}");
-                    return Err(Problem::retry("INDEX_STALE", self.table.name().to_string(), message));
-                }
-            };
-            let positions = self.merge_deleted(number, &path, rows, live.cloned().as_ref())?;
-            let location = delete_location(&self.table.loaded.metadata, &partition, &self.files.iceberg);
-            let data = DeletedFrom { path: &path, partition: &partition, spec_id };
-            change.deletes.push(write_delete_file(&self.storage, &location, &data, &positions)?);
-            // A delete file of another engine may speak of other data files too: it stays, and both apply.
-            let old = self.table.live.data.get(&path).into_iter().flat_map(|file| &file.deletes);
-            let ours = |old: &&String| {
-                let delete = self.table.live.deletes.get(*old);
-                delete.and_then(|delete| crate::live::referenced(&delete.file)).as_deref() == Some(&path)
-            };
-            change.replaced_deletes.extend(old.filter(ours).cloned());
-        }
-        Ok(())
-    }
-
-    fn merge_deleted(
-        &mut self,
-        number: u32,
-        path: &str,
-        rows: &RoaringBitmap,
-        live: Option<&LiveFile>,
-    ) -> Result<RoaringBitmap, Problem> {
-        let mut all = match (self.deleted.remove(&number), live) {
-            (Some(known), _) => known,
-            (None, Some(file)) => deleted_rows(&self.storage, path, file)?,
-            (None, None) => RoaringBitmap::new(),
-        };
-        all |= rows;
-        self.deleted.insert(number, all.clone());
-        Ok(all)
-    }
-
-    /// The commit has landed: the key index follows in one step.
-    pub fn landed(&mut self, snapshot_id: i64, change: &FileChange) -> Result<(), Problem> {
+        let live = &self.table.live.data;
         let dead: Vec<u32> = match change.remove_all {
             false => Vec::new(),
             true => {
-                self.deleted.clear();
-                let live = &self.table.live.data;
-                self.index
-                    .files()
-                    .live()
-                    .filter(|(_, path)| !live.contains_key(*path))
-                    .map(|(number, _)| number)
-                    .collect()
+                let gone = self.index.files().live().filter(|(_, path)| !live.contains_key(*path));
+                gone.map(|(number, _)| number).collect()
             }
         };
-        self.index.apply(snapshot_id, &dead).map_err(|error| index_problem(&self.table, &error))
+        self.index.apply(landed.snapshot_id, &dead).map_err(|error| failed(&self.table, error))
     }
 }
 
 fn address(file: u32, row: u32) -> RowAddress {
     RowAddress { file, row }
-}
-
-/// Where a new data file of a table stands.
-pub(crate) fn data_location(metadata: &TableMetadata, partition: &Struct, schema: &SchemaRef) -> String {
-    format!("{}/{}.parquet", folder(metadata, partition, schema), Uuid::now_v7())
-}
-
-fn delete_location(metadata: &TableMetadata, partition: &Struct, schema: &SchemaRef) -> String {
-    format!("{}/{}-deletes.parquet", folder(metadata, partition, schema), Uuid::now_v7())
-}
-
-fn folder(metadata: &TableMetadata, partition: &Struct, schema: &SchemaRef) -> String {
-    let spec = metadata.default_partition_spec();
-    match partition.fields().len() == spec.fields().len() && !spec.is_unpartitioned() {
-        true => format!("{}/data/{}", metadata.location(), spec.partition_to_path(partition, Arc::clone(schema))),
-        false => format!("{}/data", metadata.location()),
-    }
 }
 
 /// The after-images of some changes of a chunk as rows of the file's schema.

@@ -32,6 +32,10 @@ pub struct Limits {
 
 type Settling = JoinHandle<Result<(Lakehouse, Option<DurablePosition>), Problem>>;
 
+/// How often a worker without work looks for an operator's word; more often where its idle cuts come more often.
+const LOOK: Duration = Duration::from_secs(10);
+const SHORTEST_LOOK: Duration = Duration::from_secs(1);
+
 /// Runs until `stop`, the end of a scripted source, or an error; its reaction says whether to resume from the cut.
 pub async fn run(
     source: &mut impl ChangeSource,
@@ -43,6 +47,8 @@ pub async fn run(
     let mut idle = Some(lakehouse);
     let mut settling: Option<Settling> = None;
     let mut lost = None;
+    let look = limits.idle_interval.clamp(SHORTEST_LOOK, LOOK);
+    let mut look_at = Instant::now() + look;
     loop {
         if collected.is_due()
             && let Some(lakehouse) = idle.take()
@@ -75,6 +81,13 @@ pub async fn run(
                 }
             }
             () = collected.due() => {}
+            () = tokio::time::sleep_until(look_at), if idle.is_some() => {
+                settling = idle.take().map(|lakehouse| tokio::spawn(look_around(lakehouse)));
+            }
+        }
+        // A commit has looked.
+        if settling.is_some() {
+            look_at = Instant::now() + look;
         }
     }
     // Also when the source is lost: whoever resumes must not meet this incarnation still at work.
@@ -99,6 +112,11 @@ async fn settle(mut lakehouse: Lakehouse, batch: Batch) -> Result<(Lakehouse, Op
         info!(rows, position = %durable.get(), milliseconds, "batch is durable");
     }
     Ok((lakehouse, durable))
+}
+
+async fn look_around(lakehouse: Lakehouse) -> Result<(Lakehouse, Option<DurablePosition>), Problem> {
+    lakehouse.look_at_control().await?;
+    Ok((lakehouse, None))
 }
 
 async fn finished(settling: &mut Option<Settling>) -> Result<(Lakehouse, Option<DurablePosition>), Problem> {

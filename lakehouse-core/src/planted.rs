@@ -28,6 +28,22 @@ pub enum Bug {
     PositionInSummaryOnly,
     /// B13: rows are decoded by the schema of the first chunk.
     StaleSchema,
+    /// B14: a shard is read before the one that it goes on from has ended.
+    ChildBeforeParent,
+    /// B7: unreferenced files are removed at any age.
+    OrphanAgeZero,
+    /// B15: a rewrite takes the deletes that were there when it was planned, and no later ones.
+    CompactionIgnoresDeletes,
+    /// B16: a row that cannot be mapped is left out, and does not stand in the quarantine.
+    DropQuarantined,
+    /// Deletes are forwarded on one look at the table, and the swap takes the token of a later one (model `deletes`).
+    ForwardEarly,
+    /// Of several rewrites behind a pending commit only the last is translated (model `deletes`).
+    LastMapOnly,
+    /// A delete file is merged with the one of the plan's base, not with that of the attempt's (model `deletes`).
+    MergeOnPlansBase,
+    /// A rewrite does not notice that deletes have been taken back since its plan (model `deletes`).
+    IgnoreRollback,
 }
 
 /// The faults that are switched on.

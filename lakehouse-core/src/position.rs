@@ -26,6 +26,12 @@ impl Position {
         self.0
     }
 
+    /// The next one, where positions are numbers of boundaries.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
     /// True if a change that ends at `change` is already included.
     pub fn includes(self, change: Position) -> bool {
         change <= self

@@ -31,6 +31,11 @@ impl TableName {
     pub fn history(&self) -> TableName {
         TableName::new(&self.namespace, format!("{}_history", self.name))
     }
+
+    /// `<namespace>.<table>_quarantine`: the rows that could not be mapped.
+    pub fn quarantine(&self) -> TableName {
+        TableName::new(&self.namespace, format!("{}_quarantine", self.name))
+    }
 }
 
 impl fmt::Display for TableName {
@@ -105,6 +110,8 @@ pub struct TableSchema {
     pub history: bool,
     /// The source's log has many lanes: the history says which, and where in it.
     pub many_lanes: bool,
+    /// Also keep `<table>_quarantine`: a column's policy sends rows there that cannot be mapped.
+    pub quarantine: bool,
 }
 
 impl TableSchema {
@@ -124,6 +131,12 @@ impl TableSchema {
         }
         wider.columns.push(overflow_column());
         Arc::new(wider)
+    }
+
+    /// Columns whose names in the lake are others than at the source, and those.
+    pub fn renamed_columns(&self) -> impl Iterator<Item = (&str, &str)> {
+        let names = self.columns.iter().map(|column| (column.name.as_str(), column.source_name.as_str()));
+        names.filter(|(name, source)| name != source)
     }
 
     /// A mirror needs something that tells rows apart.
@@ -169,6 +182,16 @@ impl TableSchema {
         }
         fields.extend(self.column_fields(&mut ids, |_| false)?);
         self.build(fields, Vec::new())
+    }
+
+    /// The quarantine's columns with preliminary ids: the same for every table of a kind of source.
+    pub fn quarantine_schema(&self) -> Result<Schema, Problem> {
+        let mut ids = FieldIds(0);
+        let fields = quarantine_fields(self.many_lanes).into_iter().map(|field| {
+            let data_type = field_type(field.data_type(), &mut ids, &self.source)?;
+            Ok(Arc::new(NestedField::new(ids.next(), field.name(), data_type, !field.is_nullable())))
+        });
+        self.build(fields.collect::<Result<_, Problem>>()?, Vec::new())
     }
 
     fn column_fields(
@@ -231,6 +254,14 @@ impl TableSchema {
         let day = PartitionBy { transform: Transform::Day, column: COMMITTED_AT.to_owned() };
         partition_spec(&[day], schema, &self.source)
     }
+
+    /// The quarantine is partitioned by the kind of change, so that the rows of a copy can be told from all others by their
+    /// files, and by day.
+    pub fn quarantine_partition_spec(&self, schema: &Schema) -> Result<UnboundPartitionSpec, Problem> {
+        let operation = PartitionBy { transform: Transform::Identity, column: OPERATION.to_owned() };
+        let day = PartitionBy { transform: Transform::Day, column: COMMITTED_AT.to_owned() };
+        partition_spec(&[operation, day], schema, &self.source)
+    }
 }
 
 fn overflow_column() -> Column {
@@ -282,6 +313,35 @@ pub fn history_fields(many_lanes: bool) -> Vec<Field> {
             Field::new(ACTOR, DataType::Utf8, true),
         ],
     });
+    fields
+}
+
+/// Name of the quarantine's column for the key, as JSON.
+pub const KEY: &str = "_cdc_key";
+/// Name of the quarantine's column for the whole row, as JSON.
+pub const IMAGE: &str = "_cdc_image";
+/// Name of the quarantine's column for the whole row as it was before, as JSON.
+pub const OLD_IMAGE: &str = "_cdc_old_image";
+/// Name of the quarantine's column for the column that could not take its value, by its name at the source.
+pub const COLUMN: &str = "_cdc_column";
+/// Name of the quarantine's column for the stable code of why.
+pub const CODE: &str = "_cdc_code";
+/// Name of the quarantine's column for why, in words. No other table has it.
+pub const REASON: &str = "_cdc_reason";
+/// What stands in [`OPERATION`] of a quarantine for a row that a copy has read.
+pub const COPIED: &str = "copy";
+
+/// The columns of every quarantine: first those of a history, NULL where a copy's rows have none.
+pub fn quarantine_fields(many_lanes: bool) -> Vec<Field> {
+    let always = |field: &Field| [OPERATION, COMMITTED_AT].contains(&field.name().as_str());
+    let mut fields: Vec<Field> = history_fields(many_lanes)
+        .into_iter()
+        .map(|field| if always(&field) { field } else { field.with_nullable(true) })
+        .collect();
+    fields.extend(
+        [(KEY, false), (IMAGE, false), (OLD_IMAGE, true), (COLUMN, false), (CODE, false), (REASON, false)]
+            .map(|(name, nullable)| Field::new(name, DataType::Utf8, nullable)),
+    );
     fields
 }
 
@@ -513,6 +573,7 @@ mod tests {
     fn table(columns: &[(&str, DataType)]) -> TableSchema {
         TableSchema {
             many_lanes: false,
+            quarantine: false,
             source: "public.t".into(),
             mirror: TableName::new("ns", "t"),
             columns: columns

@@ -3,8 +3,10 @@
 //!
 //! Owns durability: a commit may name a file only after it survives a loss of power. A local file and its folder entry are
 //! synced; a file that belongs into an object store is written in a local folder first, the spool, and sent when a commit
-//! is about to name it. Never deletes anything that a reader could see (protocol B10); never lists.
+//! is about to name it. Never deletes anything that a reader could see (protocol B10), never lists: that is what a
+//! [`Cleaner`] is for, which only maintenance has.
 
+mod cleaner;
 mod iceberg_io;
 mod objects;
 mod recent;
@@ -12,18 +14,20 @@ mod stored_file;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::io::FileIO;
+use parquet::file::reader::ChunkReader;
 use uuid::Uuid;
 
 use crate::aws::AwsConfig;
 use crate::error::{Problem, Reaction};
 use objects::{Objects, is_object};
 
+pub use cleaner::{Cleaner, FoundFile, canonical};
 pub use stored_file::{ObjectFile, ReadFailure, StoredFile};
 
 /// Files sent at the same time.
@@ -72,6 +76,11 @@ impl Storage {
         Ok(Self { spool: Arc::new(spool), ..self.clone() })
     }
 
+    /// What maintenance removes files with.
+    pub fn cleaner(&self) -> Cleaner {
+        Cleaner::new(self)
+    }
+
     pub fn io(&self) -> &FileIO {
         &self.io
     }
@@ -114,6 +123,14 @@ impl Storage {
             (None, Some(objects)) => Ok(StoredFile::Object(ObjectFile::open(objects, location)?)),
             (None, None) => Err(no_store(location)),
         }
+    }
+
+    /// A file from its beginning to its end. Blocks.
+    pub fn read(&self, location: &str) -> Result<Box<dyn Read + Send>, Problem> {
+        self.open(location)?.get_read(0).map_err(|error| {
+            let unknown = || Problem::retry("STORAGE", location, format!("file cannot be read: {error}"));
+            inner_problem(location, "read", &error).unwrap_or_else(unknown)
+        })
     }
 
     /// The length of a file in bytes; `None` if it does not exist.

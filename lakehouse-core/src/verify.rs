@@ -65,6 +65,9 @@ pub struct TableVerdict {
     pub only_in_source: u64,
     pub only_in_mirror: u64,
     pub differing: u64,
+    /// Rows of the source that cannot be mapped and stand in the quarantine instead; `None` where no policy says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<u64>,
     pub samples: Vec<Sample>,
 }
 
@@ -88,6 +91,7 @@ impl TableVerdict {
             only_in_source: found.only_in_source,
             only_in_mirror: found.only_in_mirror,
             differing: found.differing,
+            quarantined: None,
             samples: found.samples,
         }
     }

@@ -2,19 +2,17 @@
 //! write for its tokens, Amazon's own where an environment variable names a table bucket), and Iceberg's REST catalog.
 //! Each through a proxy that breaks HTTP on purpose.
 
-mod support;
-
 use std::collections::{BTreeMap, HashMap};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::block_on;
+use crate::support::rig::{self, Address, Kind, Rig, empty_snapshot};
 use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::schema::TableName;
-use support::block_on;
-use support::rig::{self, Address, Kind, Rig, empty_snapshot};
 use testkit::fault_proxy::{Canned, Fault, Landing, When};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -355,7 +353,7 @@ impl Racer {
         let Address { uri, bucket, s3 } = &rig.address;
         let program = std::env::current_exe().expect("this program");
         let mut command = tokio::process::Command::new(program);
-        command.args(["--exact", "a_racer", "--nocapture", "--test-threads=1"]);
+        command.args(["--exact", "catalogs::a_racer", "--nocapture", "--test-threads=1"]);
         command.env(RACER, format!("{who} {:?} {uri} {bucket} {s3}", rig.kind));
         let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("a racer");

@@ -1,18 +1,16 @@
 //! A crash at any call of the catalog, before and after its effect, loses nothing and repeats nothing; nor do lost,
 //! wrong and late answers, nor workers that sleep while another one takes over.
 
-mod support;
-
 use std::future::Future;
 
+use crate::support::bank::{self, Load};
+use crate::support::catalog::{Call, Fault, Planned, Step};
+use crate::support::check::Report;
+use crate::support::faults::{duel, play, random_plans};
+use crate::support::world::World;
+use crate::support::{Violation, block_on, long};
 use futures::{StreamExt, TryStreamExt, stream};
 use lakehouse_core::planted::Planted;
-use support::bank::{self, Load};
-use support::catalog::{Call, Fault, Planned, Step};
-use support::check::Report;
-use support::faults::{duel, play, random_plans};
-use support::world::World;
-use support::{Violation, block_on, long};
 
 /// Histories at the same time: they wait for files and answers more than they compute.
 const AT_ONCE: usize = 4;

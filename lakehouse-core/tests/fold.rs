@@ -1,11 +1,9 @@
 //! An older state and the history since give the state that the mirror has.
 
-#[path = "fsck/tiny.rs"]
-mod tiny;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::tiny::{COPIED_AT, Lake};
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use lakehouse_core::commit::properties;
 use lakehouse_core::compare::{Comparison, Limits, RowHasher, Side, compare, table_rows};
@@ -15,7 +13,6 @@ use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::read::{Projection, TableReader};
 use lakehouse_core::schema::Key;
-use tiny::{COPIED_AT, Lake};
 
 /// The mirror right at a position that a snapshot of ours has.
 async fn mirror_at(lake: &Lake, position: Position) -> TableReader {

@@ -1,29 +1,27 @@
 //! Another engine rewrites files while our commits delete rows from them: the managed job of S3 Tables, and PyIceberg on a
 //! REST catalog. Whoever is second plans anew; nothing is lost and nothing comes back.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::bank::{self, Load};
+use crate::support::between::{Between, Meddler};
+use crate::support::check::{Report, in_order};
+use crate::support::renamed::Renamed;
+use crate::support::rig::{self, Kind, Rig};
+use crate::support::source::Chunking;
+use crate::support::world::{Worker, World, halted};
+use crate::support::{Violation, block_on, long};
 use async_trait::async_trait;
 use fastrand::Rng;
-use iceberg::{TableCreation, TableUpdate};
-use lakehouse_core::catalog::{Catalog, LoadedTable, ManagedJobs, S3TablesCatalog, Swap};
+use lakehouse_core::catalog::{Catalog, LoadedTable, ManagedJobs, S3TablesCatalog};
 use lakehouse_core::commit::properties::POSITION;
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::foreign::is_ours;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
-use support::bank::{self, Load};
-use support::check::{Report, in_order};
-use support::renamed::Renamed;
-use support::rig::{self, Kind, Rig};
-use support::source::Chunking;
-use support::world::{Worker, World, halted};
-use support::{Violation, block_on, long};
 use testkit::emulators::Ministack;
 use testkit::objects::Objects;
 use testkit::rest_engine::RestEngine;
@@ -86,37 +84,20 @@ fn is_conflict(why: &str) -> bool {
     why.contains("CommitFailedException") || why.contains("ValidationException")
 }
 
-/// A catalog with a rewriter that comes first now and then: between our look at a mirror and our commit to it.
-struct Overtaken {
-    inner: Arc<dyn Catalog>,
+/// A rewriter that comes first now and then: between our look at a mirror and our commit to it.
+struct Overtaking {
     rewriter: Arc<Rewriter>,
     score: Arc<Score>,
     commits: AtomicUsize,
 }
 
 #[async_trait]
-impl Catalog for Overtaken {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.inner.list(namespace).await
-    }
-
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.inner.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.inner.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
+impl Meddler for Overtaking {
+    async fn before_commit(&self, base: &LoadedTable) -> Result<(), Problem> {
         if is_copied_mirror(base) && self.commits.fetch_add(1, Ordering::SeqCst) % OVERTAKEN == OVERTAKEN - 1 {
             self.score.count(&self.rewriter.rewrite(&base.name.namespace, &base.name.name).await);
         }
-        self.inner.commit(base, updates).await
-    }
-
-    async fn check_owner(&self, name: &TableName) -> Result<(), Problem> {
-        self.inner.check_owner(name).await
+        Ok(())
     }
 }
 
@@ -193,11 +174,13 @@ async fn race(kind: Kind, catalog: Arc<dyn Catalog>, storage: Storage, rewriter:
                 let renamed = |inner: Arc<dyn Catalog>| -> Arc<dyn Catalog> {
                     Arc::new(Renamed { inner, suffix: seed.to_string() })
                 };
-                let overtaken = Arc::new(Overtaken {
+                let overtaken = Arc::new(Between {
                     inner: Arc::clone(&catalog),
-                    rewriter: Arc::clone(&rewriter),
-                    score: Arc::clone(&score),
-                    commits: AtomicUsize::new(0),
+                    meddler: Overtaking {
+                        rewriter: Arc::clone(&rewriter),
+                        score: Arc::clone(&score),
+                        commits: AtomicUsize::new(0),
+                    },
                 });
                 let mut script = bank::script(seed, Load { transactions: TRANSACTIONS, wide: false });
                 // PyIceberg needs a further library to write buckets.

@@ -1,13 +1,11 @@
 //! Each kind of damage makes its own check fail, by name, and names what is damaged; the rest of the lake is still checked.
 
-#[path = "fsck/tiny.rs"]
-mod tiny;
-
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::tiny::Lake;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use iceberg::spec::{
     DataFileBuilder, DataFileFormat, Datum, ManifestFile, ManifestListWriter, ManifestWriterBuilder, Struct,
@@ -19,7 +17,6 @@ use lakehouse_core::schema::Key;
 use lakehouse_core::storage::local_path;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
-use tiny::Lake;
 
 const MIRROR: &str = "ns.t";
 const HISTORY: &str = "ns.t_history";

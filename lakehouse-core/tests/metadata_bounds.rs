@@ -5,13 +5,13 @@
 //! number of commits. The text of the metadata is measured where it is largest, before each expiry; in between its length
 //! is what was measured last, without what has left and with what was added.
 
-mod support;
-
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::support::world::temporary_folder;
+use crate::support::{block_on, long};
 use async_trait::async_trait;
 use iceberg::spec::{
     DataContentType, DataFileBuilder, DataFileFormat, NestedField, PrimitiveType, Schema, SnapshotReference,
@@ -20,7 +20,7 @@ use iceberg::spec::{
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::{
-    Advance, Committer, Control, Counts, Cut, FileChange, LakeTable, TableCommit, recorded_cuts,
+    Advance, Committer, Control, Counts, Cut, FileChange, GiveWay, LakeTable, TableCommit, recorded_cuts,
 };
 use lakehouse_core::error::Problem;
 use lakehouse_core::planted::Planted;
@@ -28,8 +28,6 @@ use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::{Storage, local_path, location_of};
 use lakehouse_core::write::NewFile;
-use support::world::temporary_folder;
-use support::{block_on, long};
 
 /// The bound.
 const LARGEST: u64 = 4 << 20;
@@ -216,6 +214,7 @@ async fn mirror(catalog: Arc<InMemory>, commits: usize, with_files: usize) -> Ru
         storage: storage.clone(),
         source: "postgres system 7123456789012345678 timeline 1 slot lakehouse_payments".to_owned(),
         epoch: 7,
+        give_way: GiveWay::default(),
         planted: Planted::none(),
     };
     let mut table = LakeTable::open(&storage, created).await.expect("an empty table");
@@ -237,10 +236,10 @@ async fn mirror(catalog: Arc<InMemory>, commits: usize, with_files: usize) -> Ru
         }
         table.protected = [cut, operation].into_iter().flatten().collect();
         let before: HashSet<String> = table.live.manifests.iter().map(|file| file.manifest_path.clone()).collect();
-        let counts = Counts { inserted: 10, updated: 3, deleted: 1, digest: u128::MAX / 3 };
+        let counts = Counts { inserted: 10, updated: 3, deleted: 1, digest: u128::MAX / 3, decoded: Some(1_000) };
         let to = Position::new(0xF_0000_0000 + number as u64);
-        let commit = TableCommit { change, advance: Advance::Changes { to }, counts, schema: None, lanes: None };
-        let id = committer.commit(&mut table, commit).await.expect("a commit");
+        let commit = TableCommit::new(change, Advance::Changes { to }, counts);
+        let id = committer.commit(&mut table, commit).await.expect("a commit").snapshot_id;
         let carried: HashSet<&String> = table.live.manifests.iter().map(|file| &file.manifest_path).collect();
         before.iter().filter(|path| !carried.contains(path)).for_each(|path| remove(path));
         let metadata = &table.loaded.metadata;
@@ -285,6 +284,7 @@ async fn control(catalog: Arc<InMemory>, commits: usize, tables: usize) -> Run {
         });
         Cut {
             lanes: Default::default(),
+            read_until: None,
             source: "postgres system 7123456789012345678 timeline 1 slot lakehouse_payments".to_owned(),
             position: Position::new(0xF_0000_0000 + number as u64),
             epoch: 1,

@@ -2,21 +2,19 @@
 //! there twice, every snapshot and every cut shows one moment of the source. Between a worker and its catalog stands a
 //! proxy; what a late request does is up to the real server's tokens.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::support::bank::{self, Load};
+use crate::support::check::Report;
+use crate::support::faults::random_plans;
+use crate::support::renamed::Renamed;
+use crate::support::rig::{Kind, Rig};
+use crate::support::world::World;
+use crate::support::{Violation, block_on, long};
 use lakehouse_core::catalog::Catalog;
 use lakehouse_core::planted::Planted;
-use support::bank::{self, Load};
-use support::check::Report;
-use support::faults::random_plans;
-use support::renamed::Renamed;
-use support::rig::{Kind, Rig};
-use support::world::World;
-use support::{Violation, block_on, long};
 use testkit::fault_proxy::{Canned, Fault, Hits, Landing, When};
 
 /// Histories at the same time: they wait for answers more than they compute.

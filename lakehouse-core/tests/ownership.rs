@@ -1,19 +1,17 @@
 //! Who owns maintenance of a table in S3 Tables: what is not ours is refused at the start, and noticed while a worker runs.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::bank::{self, Load};
+use crate::support::block_on;
+use crate::support::rig::{Kind, Rig};
+use crate::support::world::{Worker, World};
 use aws_sdk_s3tables::types::{MaintenanceStatus, TableMaintenanceConfigurationValue, TableMaintenanceType};
 use lakehouse_core::owner_watch::OwnerWatch;
 use lakehouse_core::pipeline::run;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::schema::TableName;
-use support::bank::{self, Load};
-use support::block_on;
-use support::rig::{Kind, Rig};
-use support::world::{Worker, World};
 use testkit::s3_tables::client;
 use tokio_util::sync::CancellationToken;
 

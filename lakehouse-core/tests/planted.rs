@@ -1,13 +1,11 @@
 //! The checks that the other tests rely on, shown to see what they should: with each planted bug a violation is found.
 
-mod support;
-
+use crate::support::bank::{self, Load};
+use crate::support::check::Report;
+use crate::support::faults::{duel, play, random_plans};
+use crate::support::{Violation, block_on};
 use futures::future::BoxFuture;
 use lakehouse_core::planted::{Bug, Planted};
-use support::bank::{self, Load};
-use support::check::Report;
-use support::faults::{duel, play, random_plans};
-use support::{Violation, block_on};
 
 /// A bug must be found within this many histories.
 const WITHIN: u64 = 200;

@@ -1,25 +1,23 @@
 //! What one commit to a table costs in requests: a number that does not grow with the table.
 
-mod support;
-
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use crate::support::block_on;
+use crate::support::rig::{Kind, Rig};
+use crate::support::world::temporary_folder;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use iceberg::TableCreation;
 use iceberg::spec::{
     DataContentType, DataFileBuilder, DataFileFormat, NestedField, PrimitiveType, Schema, Struct, Type,
 };
-use lakehouse_core::commit::{Advance, Committer, Counts, FileChange, LakeTable, TableCommit};
+use lakehouse_core::commit::{Advance, Committer, Counts, FileChange, GiveWay, LakeTable, TableCommit};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
 use lakehouse_core::write::{DataFileWriter, DeletedFrom, FileSchema, NewFile, write_delete_file};
 use roaring::RoaringBitmap;
-use support::block_on;
-use support::rig::{Kind, Rig};
-use support::world::temporary_folder;
 
 /// The bounds: requests of one commit to the object store and to the catalog.
 const OBJECTS: u64 = 8;
@@ -70,6 +68,7 @@ impl<'a> Bench<'a> {
             storage: storage.clone(),
             source: "a test".to_owned(),
             epoch: 1,
+            give_way: GiveWay::default(),
             planted: Planted::none(),
         };
         let table = LakeTable::open(&storage, created).await.expect("a table without snapshots");
@@ -118,7 +117,7 @@ impl<'a> Bench<'a> {
     async fn commit(&mut self, change: FileChange) {
         self.reached += 1;
         let advance = Advance::Changes { to: Position::new(self.reached) };
-        let commit = TableCommit { change, advance, counts: Counts::default(), schema: None, lanes: None };
+        let commit = TableCommit::new(change, advance, Counts::default());
         self.committer.commit(&mut self.table, commit).await.expect("a commit");
     }
 

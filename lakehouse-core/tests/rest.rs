@@ -4,12 +4,18 @@
 //!
 //! That the assertions are needed is shown beside each of them: the same commit with less asserted lands.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::support::between::{Between, Meddler};
+use crate::support::check::in_order;
+use crate::support::reading;
+use crate::support::renamed::Renamed;
+use crate::support::rig::{Kind, Rig, empty_snapshot};
+use crate::support::script::{Database, Identity, Row, Script, Table, plain, text};
+use crate::support::world::{PIPELINE, Worker, World};
+use crate::support::{Violation, block_on};
 use async_trait::async_trait;
 use iceberg::spec::{
     MAIN_BRANCH, NestedField, PrimitiveType, Schema, SnapshotReference, SnapshotRetention, Transform, Type,
@@ -23,13 +29,6 @@ use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::schema::TableName;
 use serde_json::json;
-use support::check::in_order;
-use support::reading;
-use support::renamed::Renamed;
-use support::rig::{Kind, Rig, empty_snapshot};
-use support::script::{Database, Identity, Row, Script, Table, plain, text};
-use support::world::{PIPELINE, Worker, World};
-use support::{Violation, block_on};
 
 /// What another engine does to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,8 +274,7 @@ fn a_new_tag_between_plan_and_expiry_does_not_keep_its_snapshot() {
 }
 
 /// Lets another engine act right before the n-th commit to a table goes out, behind the load that it was planned on.
-struct Meddled {
-    inner: Arc<dyn Catalog>,
+struct Meddling {
     clean: Arc<dyn Catalog>,
     table: TableName,
     foreign: Foreign,
@@ -285,24 +283,12 @@ struct Meddled {
 }
 
 #[async_trait]
-impl Catalog for Meddled {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.inner.list(namespace).await
-    }
-
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.inner.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.inner.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
+impl Meddler for Meddling {
+    async fn before_commit(&self, base: &LoadedTable) -> Result<(), Problem> {
         if base.name == self.table && self.commits.fetch_add(1, Ordering::SeqCst) == self.before {
             self.foreign.act(self.clean.as_ref(), &base.name).await;
         }
-        self.inner.commit(base, updates).await
+        Ok(())
     }
 }
 
@@ -408,18 +394,18 @@ async fn meddle(rig: &Rig, script: &Script, number: usize, foreign: Foreign, bef
     let renamed = |inner: &Arc<dyn Catalog>| -> Arc<dyn Catalog> {
         Arc::new(Renamed { inner: Arc::clone(inner), suffix: number.to_string() })
     };
-    let meddled = Arc::new(Meddled {
-        inner: renamed(&rig.catalog),
+    let meddler = Meddling {
         clean: renamed(&rig.clean),
         table: script.tables[FIRST].mirror(),
         foreign,
         before,
         commits: AtomicUsize::new(0),
-    });
+    };
+    let meddled = Arc::new(Between { inner: renamed(&rig.catalog), meddler });
     let through: Arc<dyn Catalog> = Arc::clone(&meddled) as Arc<dyn Catalog>;
     let world = World::on(renamed(&rig.clean), through, rig.storage.clone(), script.clone(), Planted::none());
     let lives = live(&world).await;
-    assert!(meddled.commits.load(Ordering::SeqCst) > before, "{foreign:?}: the other engine has not acted");
+    assert!(meddled.meddler.commits.load(Ordering::SeqCst) > before, "{foreign:?}: the other engine has not acted");
     let first = check_rows(&world, FIRST).await.unwrap_or_else(|violation| panic!("{foreign:?}: {violation}"));
     let second = check_rows(&world, SECOND).await.unwrap_or_else(|violation| panic!("{foreign:?}: {violation}"));
     let left = left(&world).await;

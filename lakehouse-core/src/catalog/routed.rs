@@ -58,6 +58,10 @@ impl Catalog for RoutedCatalog {
         self.of(&base.name).commit(base, updates).await
     }
 
+    fn removes_files(&self) -> bool {
+        self.default.removes_files()
+    }
+
     fn check_name(&self, name: &TableName) -> Result<(), Problem> {
         self.of(name).check_name(name)
     }

@@ -4,6 +4,7 @@
 //! The token covers the whole state of the table. The call is sent once: the client's own retries are off for it, because
 //! a second sending turns a landed commit into a conflict (protocol B5, B6).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,17 +42,36 @@ pub struct ManagedJobs {
     pub snapshots: bool,
 }
 
+/// The same for all tables of a catalog: for most, and for those that are named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ManagedTables {
+    pub jobs: ManagedJobs,
+    pub tables: BTreeMap<TableName, ManagedJobs>,
+}
+
+impl ManagedTables {
+    fn of(&self, table: &TableName) -> ManagedJobs {
+        self.tables.get(table).copied().unwrap_or(self.jobs)
+    }
+}
+
+impl From<ManagedJobs> for ManagedTables {
+    fn from(jobs: ManagedJobs) -> Self {
+        Self { jobs, tables: BTreeMap::new() }
+    }
+}
+
 /// The tables of one table bucket.
 pub struct S3TablesCatalog {
     client: Client,
     /// ARN of the table bucket.
     bucket: String,
     storage: Storage,
-    managed: ManagedJobs,
+    managed: ManagedTables,
 }
 
 impl S3TablesCatalog {
-    pub async fn open(config: &AwsConfig, bucket: &str, storage: Storage, managed: ManagedJobs) -> Self {
+    pub async fn open(config: &AwsConfig, bucket: &str, storage: Storage, managed: impl Into<ManagedTables>) -> Self {
         let shared = aws::load(config).await;
         let timeouts =
             TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_DEADLINE).operation_timeout(DEADLINE).build();
@@ -61,7 +81,7 @@ impl S3TablesCatalog {
         if let Some(endpoint) = &config.endpoint {
             builder = builder.endpoint_url(endpoint);
         }
-        Self { client: Client::from_conf(builder.build()), bucket: bucket.to_owned(), storage, managed }
+        Self { client: Client::from_conf(builder.build()), bucket: bucket.to_owned(), storage, managed: managed.into() }
     }
 
     async fn pointer(&self, name: &TableName) -> Result<Option<GetTableMetadataLocationOutput>, Problem> {
@@ -85,7 +105,7 @@ impl S3TablesCatalog {
     /// Switches off the jobs of the service that nobody gave it: they are on by default.
     async fn own_maintenance(&self, name: &TableName) -> Result<(), Problem> {
         for job in MANAGED_JOBS {
-            let wanted = match self.wants(&job) {
+            let wanted = match self.wants(name, &job) {
                 true => MaintenanceStatus::Enabled,
                 false => MaintenanceStatus::Disabled,
             };
@@ -102,10 +122,11 @@ impl S3TablesCatalog {
         Ok(())
     }
 
-    fn wants(&self, job: &TableMaintenanceType) -> bool {
+    fn wants(&self, name: &TableName, job: &TableMaintenanceType) -> bool {
+        let jobs = self.managed.of(name);
         match job {
-            TableMaintenanceType::IcebergCompaction => self.managed.compaction,
-            _ => self.managed.snapshots,
+            TableMaintenanceType::IcebergCompaction => jobs.compaction,
+            _ => jobs.snapshots,
         }
     }
 
@@ -217,6 +238,10 @@ impl Catalog for S3TablesCatalog {
         Err(Problem::halt("NAME_INVALID", name.to_string(), message, remedy))
     }
 
+    fn removes_files(&self) -> bool {
+        true
+    }
+
     async fn check_owner(&self, name: &TableName) -> Result<(), Problem> {
         let call = self.client.get_table_maintenance_configuration().table_bucket_arn(&self.bucket);
         let answer = match call.namespace(&name.namespace).name(&name.name).send().await {
@@ -228,7 +253,7 @@ impl Catalog for S3TablesCatalog {
             let found = answer.configuration().get(&job).and_then(TableMaintenanceConfigurationValue::status);
             // What is not set is on.
             let on = found != Some(&MaintenanceStatus::Disabled);
-            if on != self.wants(&job) {
+            if on != self.wants(name, &job) {
                 let state = if on { "on" } else { "off" };
                 let message = format!("S3 Tables' own job {job} is {state}, and the configuration has it otherwise");
                 let remedy = "switch the job with `aws s3tables put-table-maintenance-configuration`, or change \

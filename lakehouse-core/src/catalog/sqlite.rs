@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use iceberg::{TableCreation, TableUpdate};
@@ -48,7 +48,7 @@ impl SqliteCatalog {
         }
         let connection = Connection::open(path).and_then(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.execute_batch(SETUP)?;
+            set_up(&connection)?;
             Ok(connection)
         });
         let connection = connection.map_err(|error| sqlite_problem(&subject, &error))?;
@@ -80,6 +80,23 @@ impl SqliteCatalog {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Problem> {
         self.with(work).await?.map_err(|error| sqlite_problem(&self.path, &error))
+    }
+}
+
+/// Of two that make the file at the same moment SQLite refuses one at once, whatever the timeout: the journal's mode is
+/// changed under a lock that it does not wait for.
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let begun = Instant::now();
+    loop {
+        match connection.execute_batch(SETUP) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < BUSY_TIMEOUT =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
     }
 }
 
@@ -209,5 +226,25 @@ fn sqlite_problem(path: &str, error: &rusqlite::Error) -> Problem {
             Problem::halt("CATALOG_DAMAGED", path, format!("the file is not a sound SQLite catalog: {error}"), remedy)
         }
         _ => Problem::retry("CATALOG", path, format!("the catalog does not answer: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_many_make_at_the_same_moment_is_made_once_and_opens_for_all() {
+        for _ in 0..40 {
+            let folder = tempfile::tempdir().unwrap();
+            let open = || {
+                let (file, warehouse) = (folder.path().join("catalog.db"), folder.path().join("warehouse"));
+                SqliteCatalog::open(&file, &warehouse, Storage::local()).map(drop)
+            };
+            std::thread::scope(|scope| {
+                let openers: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+                openers.into_iter().for_each(|opener| opener.join().unwrap().unwrap());
+            });
+        }
     }
 }

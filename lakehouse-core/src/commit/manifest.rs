@@ -6,8 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{
-    DataFile, ManifestContentType, ManifestFile, ManifestStatus, ManifestWriter, ManifestWriterBuilder, SchemaRef,
+    DataFile, ManifestContentType, ManifestEntry, ManifestFile, ManifestStatus, ManifestWriter, ManifestWriterBuilder,
+    SchemaRef,
 };
 use uuid::Uuid;
 
@@ -20,6 +22,8 @@ use crate::write::NewFile;
 
 /// Manifests of one size class before they are merged.
 const FAN: usize = 8;
+/// Manifests read at the same time.
+const READS: usize = 8;
 /// Entries of a delete manifest: a commit rewrites whole manifests, so they stay small.
 const DELETE_ENTRIES: usize = 1_000;
 
@@ -45,7 +49,7 @@ pub(super) struct ManifestBuilder<'a> {
 impl ManifestBuilder<'_> {
     pub(super) async fn build(&self, change: &FileChange) -> Result<SnapshotManifests, Problem> {
         let mut out = SnapshotManifests { manifests: Vec::new(), written: Vec::new(), deletes: Vec::new() };
-        self.add_data(&change.added, &mut out).await?;
+        self.add_data(&change.added, change.sequence_number, &mut out).await?;
         if change.remove_all {
             self.remove_all(&mut out).await?;
             self.write_deletes(&change.deletes, &HashSet::new(), BTreeSet::new(), &mut out).await?;
@@ -53,16 +57,23 @@ impl ManifestBuilder<'_> {
         }
         let carried = self.live.manifests.iter().filter(|m| m.has_added_files() || m.has_existing_files());
         let (data, deletes): (Vec<_>, Vec<_>) = carried.cloned().partition(holds_data);
+        let data = self.remove_data(data, &change.removed, &mut out).await?;
         self.merge_data(data, &mut out).await?;
         self.carry_deletes(deletes, change, &mut out).await?;
         Ok(out)
     }
 
-    async fn add_data(&self, added: &[NewFile], out: &mut SnapshotManifests) -> Result<(), Problem> {
+    async fn add_data(
+        &self,
+        added: &[NewFile],
+        sequence_number: Option<i64>,
+        out: &mut SnapshotManifests,
+    ) -> Result<(), Problem> {
         for (spec_id, files) in by_spec(added, |file| file.spec_id) {
             let mut writer = self.writer(spec_id, ManifestContentType::Data)?;
             for file in files {
-                writer.add_file(file.file.clone(), -1).map_err(|error| self.problem(&error))?;
+                let added = writer.add_file(file.file.clone(), sequence_number.unwrap_or(-1));
+                added.map_err(|error| self.problem(&error))?;
             }
             self.finish(writer, out).await?;
         }
@@ -76,9 +87,7 @@ impl ManifestBuilder<'_> {
             let mut writer = self.writer(file.partition_spec_id, file.content)?;
             let mut any = false;
             for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
-                let number = entry.sequence_number().ok_or_else(|| damaged(self.base, &file.manifest_path))?;
-                let removed = writer.add_delete_file(entry.data_file().clone(), number, entry.file_sequence_number);
-                removed.map_err(|error| self.problem(&error))?;
+                self.carry_entry(&mut writer, entry, true, &file.manifest_path)?;
                 any = true;
             }
             if any {
@@ -86,6 +95,65 @@ impl ManifestBuilder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Writes the manifests anew that list a removed file, with that marked as deleted; returns the others.
+    async fn remove_data(
+        &self,
+        carried: Vec<ManifestFile>,
+        removed: &BTreeSet<String>,
+        out: &mut SnapshotManifests,
+    ) -> Result<Vec<ManifestFile>, Problem> {
+        if removed.is_empty() {
+            return Ok(carried);
+        }
+        let mut untouched = Vec::new();
+        let mut missing = removed.len();
+        let reads = carried.into_iter().map(|file| async move {
+            let manifest = load_manifest(self.storage, &file).await?;
+            Ok::<_, Problem>((file, manifest))
+        });
+        let mut reads = stream::iter(reads).buffered(READS);
+        while let Some((file, manifest)) = reads.try_next().await? {
+            let entries = || manifest.entries().iter().filter(|entry| entry.is_alive());
+            let found = entries().filter(|entry| removed.contains(entry.file_path())).count();
+            missing = missing.saturating_sub(found);
+            if found == 0 {
+                untouched.push(file);
+                continue;
+            }
+            let mut writer = self.writer(file.partition_spec_id, ManifestContentType::Data)?;
+            for entry in entries() {
+                let goes = removed.contains(entry.file_path());
+                self.carry_entry(&mut writer, entry, goes, &file.manifest_path)?;
+            }
+            self.finish(writer, out).await?;
+        }
+        if missing > 0 {
+            let message = format!("{missing} files that are to be replaced are in no manifest");
+            return Err(Problem::retry("TABLE_MOVED", self.base.name.to_string(), message));
+        }
+        Ok(untouched)
+    }
+
+    fn carry_entry(
+        &self,
+        writer: &mut ManifestWriter,
+        entry: &ManifestEntry,
+        goes: bool,
+        manifest: &str,
+    ) -> Result<(), Problem> {
+        let missing = || damaged(self.base, manifest);
+        let file = entry.data_file().clone();
+        let sequence_number = entry.sequence_number().ok_or_else(missing)?;
+        let carried = match goes {
+            true => writer.add_delete_file(file, sequence_number, entry.file_sequence_number),
+            false => {
+                let snapshot_id = entry.snapshot_id().ok_or_else(missing)?;
+                writer.add_existing_file(file, snapshot_id, sequence_number, entry.file_sequence_number)
+            }
+        };
+        carried.map_err(|error| self.problem(&error))
     }
 
     async fn merge_data(&self, carried: Vec<ManifestFile>, out: &mut SnapshotManifests) -> Result<(), Problem> {
@@ -108,14 +176,7 @@ impl ManifestBuilder<'_> {
                     if entry.status() == ManifestStatus::Deleted {
                         continue;
                     }
-                    let missing = || damaged(self.base, &file.manifest_path);
-                    let kept = writer.add_existing_file(
-                        entry.data_file().clone(),
-                        entry.snapshot_id().ok_or_else(missing)?,
-                        entry.sequence_number().ok_or_else(missing)?,
-                        entry.file_sequence_number,
-                    );
-                    kept.map_err(|error| self.problem(&error))?;
+                    self.carry_entry(&mut writer, entry, false, &file.manifest_path)?;
                 }
             }
             self.finish(writer, out).await?;

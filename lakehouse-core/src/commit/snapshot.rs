@@ -13,7 +13,7 @@ use super::FileChange;
 use super::manifest::{ManifestBuilder, SnapshotManifests};
 use crate::catalog::LoadedTable;
 use crate::error::Problem;
-use crate::live::{LiveDelete, LiveFiles};
+use crate::live::{LiveDelete, LiveFiles, Totals};
 use crate::storage::{Storage, iceberg_problem};
 use crate::write::NewFile;
 
@@ -46,29 +46,56 @@ pub(super) async fn build_snapshot(
         ManifestBuilder { storage, base, live, schema: header.schema.clone(), snapshot_id: header.id, sequence_number };
     let mut built = builder.build(change).await?;
 
+    let mut summary = header.summary.clone();
+    add_counts(&mut summary, base, change, live);
+    let updates = publish(storage, base, &SnapshotHeader { summary, ..header }, &mut built).await?;
+    Ok(BuiltSnapshot { updates, manifests: built.manifests, deletes: built.deletes })
+}
+
+/// A snapshot on top of `base` that lists the manifests of another one, whose live files are `restored`.
+pub(super) async fn build_restored(
+    storage: &Storage,
+    base: &LoadedTable,
+    restored: &LiveFiles,
+    header: SnapshotHeader,
+) -> Result<Vec<TableUpdate>, Problem> {
+    let alive = restored.manifests.iter().filter(|file| file.has_added_files() || file.has_existing_files());
+    let manifests = alive.cloned().collect();
+    let mut built = SnapshotManifests { manifests, written: Vec::new(), deletes: Vec::new() };
+    let mut summary = header.summary.clone();
+    add_totals(&mut summary, &restored.totals());
+    publish(storage, base, &SnapshotHeader { summary, ..header }, &mut built).await
+}
+
+/// Writes the manifest list, makes everything durable, and says what the catalog is to do.
+async fn publish(
+    storage: &Storage,
+    base: &LoadedTable,
+    header: &SnapshotHeader,
+    built: &mut SnapshotManifests,
+) -> Result<Vec<TableUpdate>, Problem> {
+    let sequence_number = base.metadata.next_sequence_number();
     let list = format!("{}/metadata/snap-{}-0-{}.avro", base.metadata.location(), header.id, Uuid::now_v7());
-    write_list(storage, base, &list, &header, sequence_number, &built).await?;
+    write_list(storage, base, &list, header, sequence_number, built).await?;
     built.written.push(list.clone());
     storage.make_durable(std::mem::take(&mut built.written)).await?;
 
-    let mut summary = header.summary;
-    add_counts(&mut summary, base, change, live);
+    let summary = Summary { operation: header.operation.clone(), additional_properties: header.summary.clone() };
     let snapshot = Snapshot::builder()
         .with_snapshot_id(header.id)
         .with_parent_snapshot_id(base.snapshot_id())
         .with_sequence_number(sequence_number)
         .with_timestamp_ms(next_timestamp(base))
         .with_manifest_list(list)
-        .with_summary(Summary { operation: header.operation, additional_properties: summary })
+        .with_summary(summary)
         .with_schema_id(header.schema.schema_id())
         .build();
     let retention = SnapshotRetention::branch(None, None, None);
     let reference = SnapshotReference::new(header.id, retention);
-    let updates = vec![
+    Ok(vec![
         TableUpdate::AddSnapshot { snapshot },
         TableUpdate::SetSnapshotRef { ref_name: MAIN_BRANCH.to_owned(), reference },
-    ];
-    Ok(BuiltSnapshot { updates, manifests: built.manifests, deletes: built.deletes })
+    ])
 }
 
 async fn write_list(
@@ -96,7 +123,7 @@ fn add_counts(summary: &mut HashMap<String, String>, base: &LoadedTable, change:
     let after = live.totals_after(change);
     let records = |files: &[NewFile]| files.iter().map(|new| new.file.record_count()).sum();
     let mut set = |key: &str, value: u64| {
-        if value > 0 || key.starts_with("total-") {
+        if value > 0 {
             summary.insert(key.to_owned(), value.to_string());
         }
     };
@@ -110,15 +137,26 @@ fn add_counts(summary: &mut HashMap<String, String>, base: &LoadedTable, change:
     set("removed-position-deletes", live.deleted_positions(&change.replaced_deletes));
     let added_bytes: u64 = change.added.iter().chain(&change.deletes).map(|new| new.file.file_size_in_bytes()).sum();
     set("added-files-size", added_bytes);
+    let removed = || change.removed.iter().filter_map(|path| live.data.get(path));
+    set("deleted-data-files", change.removed.len() as u64);
+    set("deleted-records", removed().map(|file| file.records).sum());
     if change.remove_all {
         let before = &base.metadata.current_snapshot().map(|_| live.totals()).unwrap_or_default();
         set("deleted-data-files", before.data_files);
         set("deleted-records", before.records);
     }
-    set("total-data-files", after.data_files);
-    set("total-records", after.records);
-    set("total-delete-files", after.delete_files);
-    set("total-position-deletes", after.deleted_positions);
-    set("total-equality-deletes", 0);
-    set("total-files-size", after.bytes);
+    add_totals(summary, &after);
+}
+
+fn add_totals(summary: &mut HashMap<String, String>, totals: &Totals) {
+    for (key, value) in [
+        ("total-data-files", totals.data_files),
+        ("total-records", totals.records),
+        ("total-delete-files", totals.delete_files),
+        ("total-position-deletes", totals.deleted_positions),
+        ("total-equality-deletes", 0),
+        ("total-files-size", totals.bytes),
+    ] {
+        summary.insert(key.to_owned(), value.to_string());
+    }
 }

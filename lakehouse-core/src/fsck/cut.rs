@@ -159,6 +159,7 @@ mod tests {
     fn check(script: &str) -> Check {
         let cut = |(source, position): (&str, &str), epoch| Cut {
             lanes: Default::default(),
+            read_until: None,
             source: source.to_owned(),
             position: Position::new(position.parse().unwrap()),
             epoch,

@@ -35,7 +35,9 @@ fn key_of(schema: &Schema) -> Result<Option<Projection>, Problem> {
 pub(super) fn digest(storage: &Storage, table: &LoadedTable, role: Role, inventory: &Inventory) -> Check {
     match role {
         Role::Mirror => {}
-        Role::History | Role::Control => return skipped(CheckName::Digest, "only mirrors have digests"),
+        Role::History | Role::Quarantine | Role::Control => {
+            return skipped(CheckName::Digest, "only mirrors have digests");
+        }
         Role::Foreign => return skipped(CheckName::Digest, "no pipeline writes this table"),
     }
     if table.metadata.current_schema().identifier_field_ids().len() == 0 {

@@ -73,7 +73,10 @@ impl Lineage {
         let mut known = false;
         let (mut changes, mut copies, mut foreign) = (0, 0, 0);
         let (mut first, mut epoch) = (None, 0);
-        for link in &self.links {
+        // What a whole copy has replaced harms nobody any more.
+        let whole = |link: &Link| link.main && link.kind == Kind::Copy && link.to.is_some();
+        let copied = self.links.iter().rposition(whole).unwrap_or(0);
+        for (place, link) in self.links.iter().enumerate() {
             let id = link.id;
             if let Some(key) = link.damaged {
                 findings.fail(format!("snapshot {id} has an unreadable {key}"));
@@ -82,13 +85,16 @@ impl Lineage {
             }
             if let Kind::Foreign(operation) = &link.kind {
                 foreign += 1;
-                let place = if link.main { "" } else { ", beside the main line" };
-                findings.note(format!("snapshot {id} is another engine's ({operation}){place}"));
+                let beside = if link.main { "" } else { ", beside the main line" };
+                findings.note(format!("snapshot {id} is another engine's ({operation}){beside}"));
                 continue;
             }
             if !link.main {
-                findings
-                    .fail(format!("snapshot {id} is not an ancestor of the head: the table was set back behind it"));
+                let aside = format!("snapshot {id} is not an ancestor of the head: the table was set back behind it");
+                match place < copied {
+                    true => findings.note(format!("{aside}, and copied anew since")),
+                    false => findings.fail(aside),
+                }
                 continue;
             }
             if link.epoch.is_some_and(|of| of < epoch) {
@@ -189,7 +195,7 @@ fn told(left: Option<Position>, right: Option<Position>) -> String {
     format!("{}, then {}", text(left), text(right))
 }
 
-/// The property is the `to` of the newest change, and no row of a history lies outside the range that brought it.
+/// The property is the `to` of the newest change, and no row of a history or a quarantine lies outside the range that brought it.
 pub(super) fn position(
     storage: &Storage,
     table: &LoadedTable,
@@ -217,8 +223,8 @@ pub(super) fn position(
             findings.fail(format!("the newest change and cdc.position differ: {}", told(newest, property)));
         }
     }
-    if role == Role::History {
-        check_rows(storage, table, property, lineage, inventory, &mut findings);
+    if matches!(role, Role::History | Role::Quarantine) {
+        check_rows(storage, table, role, property, lineage, inventory, &mut findings);
     }
     findings.check(property.map_or("no position".to_owned(), |position| format!("position {position}")))
 }
@@ -226,6 +232,7 @@ pub(super) fn position(
 fn check_rows(
     storage: &Storage,
     table: &LoadedTable,
+    role: Role,
     property: Option<Position>,
     lineage: &Lineage,
     inventory: &Inventory,
@@ -243,6 +250,8 @@ fn check_rows(
             Ok(Some((lowest, highest))) => {
                 (Position::new(lowest.cast_unsigned()), Position::new(highest.cast_unsigned()))
             }
+            // Rows that a copy has read have none.
+            Ok(None) if role == Role::Quarantine => continue,
             Ok(None) => {
                 findings.note(format!("{} has no statistics of its positions", file.path));
                 continue;
@@ -298,6 +307,7 @@ mod tests {
     #[test]
     fn a_new_copy_begins_a_new_chain() {
         assert!(check("copy>5 5>9 copy> copy>20 20>21").ok);
+        assert!(check("copy>5 5>9 ~9>12 copy>20 20>21").ok, "what was set back is copied anew");
         assert!(!check("copy>5 5>9 copy> 9>12").ok, "changes before the copy is done");
     }
 
@@ -312,6 +322,7 @@ mod tests {
             ("copy>5 5>5", "no range of changes"),
             ("copy>5 ?>9", "no range of changes: none, then 0/9"),
             ("copy>5 5>9 ~9>12 9>13", "not an ancestor"),
+            ("copy>5 5>9 copy>20 ~20>21 20>22", "not an ancestor"),
         ] {
             let check = check(script);
             assert!(!check.ok && check.detail.contains(said), "{script}: {}", check.detail);

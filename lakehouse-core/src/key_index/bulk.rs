@@ -1,8 +1,8 @@
 //! Owns the load of a whole table into an empty index: unsorted chunks from several threads become one run.
 //! Does not read tables; the copy and the rebuild do.
 use super::entry::{Entry, raw, sort_entries};
-use super::files::LiveFiles;
-use super::merge::{Merger, lens, merge};
+use super::merge::{Job, Merger, lens, merge};
+use super::moved::Resolver;
 use super::run::{MAX_ENTRIES, READ_THROUGH, Run, RunWriter};
 use super::{IndexError, KeyIndex, Result, Shared, lock};
 use std::sync::{Arc, Mutex};
@@ -79,16 +79,17 @@ impl BulkLoad {
     }
 
     fn merge_part(&self, id: u64, runs: Vec<Arc<Run>>) -> Result<()> {
-        let run = self.merge(&runs, None)?;
+        let run = self.merge(&runs, Resolver::default(), false)?;
         let mut parts = lock(&self.parts);
         let part = parts.parts.iter_mut().find(|part| part.id == id).expect("a part stays while it is written");
         part.run = Some(Arc::new(run));
         Ok(())
     }
 
-    fn merge(&self, runs: &[Arc<Run>], live: Option<&LiveFiles>) -> Result<Run> {
+    fn merge(&self, runs: &[Arc<Run>], resolver: Resolver, oldest: bool) -> Result<Run> {
+        let job = Job { id: self.shared.new_run(), resolver, oldest };
         let merger = Merger::new(runs, vec![], self.shared.settings.memory);
-        let merged = merge(&self.shared, merger, lens(runs).iter().sum(), live, || Ok(true));
+        let merged = merge(&self.shared, &job, merger, lens(runs).iter().sum(), || Ok(true));
         runs.iter().for_each(|run| run.remove(&self.shared.dir));
         let (run, duplicates) = merged?.expect("nothing gives up this merge");
         lock(&self.parts).duplicates += duplicates;
@@ -113,7 +114,7 @@ impl BulkLoad {
             let complete = !parts.failed && parts.parts.iter().all(|part| part.run.is_some());
             complete.then(|| parts.parts.drain(..).filter_map(|part| part.run).collect())
         };
-        let run = self.merge(&runs.ok_or(IndexError::Incomplete)?, Some(&index.files.live_set()))?;
+        let run = self.merge(&runs.ok_or(IndexError::Incomplete)?, index.files.resolver(), true)?;
         let entries = run.name().len;
         index.apply_loaded(run, snapshot)?;
         Ok(Loaded { entries, duplicates: lock(&self.parts).duplicates })

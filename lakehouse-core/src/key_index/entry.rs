@@ -31,7 +31,7 @@ impl Entry {
     /// `address: None` says that the key is gone.
     pub fn new(key: KeyHash, address: Option<RowAddress>) -> Self {
         let (high, low) = key.words();
-        Self([high, low, address.map_or(GONE, |a| u64::from(a.file) << 32 | u64::from(a.row))])
+        Self([high, low, address.map_or(GONE, |a| packed(a.file, a.row))])
     }
 
     pub fn key(&self) -> KeyHash {
@@ -101,6 +101,10 @@ pub(super) fn words(entry: &Raw) -> (u64, u64) {
 
 pub(super) fn key_of(entry: &Raw) -> KeyHash {
     KeyHash(u128::from(entry[0]) << 64 | u128::from(entry[1]))
+}
+
+pub(super) fn packed(file: u32, row: u32) -> u64 {
+    u64::from(file) << 32 | u64::from(row)
 }
 
 pub(super) fn address_of(packed: u64) -> RowAddress {

@@ -9,8 +9,10 @@
 //!
 //! All numbers are little-endian. Manifest: magic, format, generation, state, CRC-32 of all that.
 use super::entry::{Raw, words};
+use super::moved::{Moved, Rewrite};
 use super::run::RunName;
 use super::{IndexError, Result, damaged, io};
+use crate::row_map::FileMap;
 use crc32fast::Hasher;
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"keyindex";
 /// Any other format is rebuilt: the state is disposable (`F35`).
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Nothing that is written comes near; a damaged length must not become an allocation.
 const MOST_BYTES: u64 = 1 << 31;
 const FRAME: usize = 8;
@@ -39,6 +41,23 @@ pub(super) struct Stored {
     pub(super) runs: Vec<RunName>,
     /// Entries newer than all runs. While steps are replayed: in the order they came, later ones deciding.
     pub(super) young: Vec<Raw>,
+    /// None of the young entries has an address in a file that moved.
+    pub(super) moved: Moved,
+}
+
+impl Stored {
+    /// New runs get ids from `below` on, else they would count among those that may need the rewrite.
+    fn push(&mut self, rewrite: Rewrite) -> Option<()> {
+        self.next_run = self.next_run.max(rewrite.below());
+        self.moved.push(rewrite)
+    }
+
+    /// No number is live and moved, or will be given to another file.
+    fn counts_files_once(&self) -> bool {
+        let live = self.files.keys().all(|number| *number < self.next_file && !self.moved.knows(*number));
+        let mut moved = self.moved.rewrites().iter().flat_map(|rewrite| rewrite.files());
+        live && moved.all(|(number, _)| *number < self.next_file)
+    }
 }
 
 /// A state or a step on its way to the disk.
@@ -55,11 +74,17 @@ pub(super) struct Applied<'a, Files> {
 
 const APPLY: u32 = 1;
 const MERGE: u32 = 2;
+const FOLLOW: u32 = 3;
 
 impl Record {
-    pub(super) fn state<'f>(state: Applied<'_, impl ExactSizeIterator<Item = (u32, &'f str)>>) -> Self {
+    pub(super) fn state<'f>(
+        state: Applied<'_, impl ExactSizeIterator<Item = (u32, &'f str)>>,
+        rewrites: &[&Rewrite],
+    ) -> Self {
         let mut record = Self(vec![]);
         record.applied(state);
+        record.u32(rewrites.len() as u32);
+        rewrites.iter().for_each(|rewrite| record.rewrite(rewrite));
         record
     }
 
@@ -88,19 +113,50 @@ impl Record {
         record
     }
 
+    /// `outputs`: paths, as the rewrite counts them.
+    pub(super) fn follow(snapshot: i64, next_file: u32, outputs: &[String], rewrite: &Rewrite) -> Self {
+        let mut record = Self(vec![]);
+        record.u32(FOLLOW);
+        record.u64(snapshot as u64);
+        record.u32(next_file);
+        let outputs = outputs.iter().map(String::as_str);
+        record.files(rewrite.outputs().iter().copied().zip(outputs));
+        record.rewrite(rewrite);
+        record
+    }
+
     fn applied<'f>(&mut self, state: Applied<'_, impl ExactSizeIterator<Item = (u32, &'f str)>>) {
         self.u64(state.snapshot as u64);
         self.u32(state.next_file);
-        self.u32(state.files.len() as u32);
-        for (number, path) in state.files {
-            self.u32(number);
-            self.u32(path.len() as u32);
-            self.0.extend_from_slice(path.as_bytes());
-        }
+        self.files(state.files);
         self.u32(state.runs.len() as u32);
         state.runs.into_iter().for_each(|run| self.run(run));
         self.u32(state.young.len() as u32);
         state.young.iter().flatten().for_each(|&word| self.u64(word));
+    }
+
+    fn files<'f>(&mut self, files: impl ExactSizeIterator<Item = (u32, &'f str)>) {
+        self.u32(files.len() as u32);
+        for (number, path) in files {
+            self.u32(number);
+            self.u32(path.len() as u32);
+            self.0.extend_from_slice(path.as_bytes());
+        }
+    }
+
+    fn rewrite(&mut self, rewrite: &Rewrite) {
+        self.u64(rewrite.below());
+        self.u32(rewrite.outputs().len() as u32);
+        rewrite.outputs().iter().for_each(|&number| self.u32(number));
+        self.u32(rewrite.files().len() as u32);
+        for (number, map) in rewrite.files() {
+            self.u32(*number);
+            let len = self.0.len();
+            self.u32(0);
+            map.encode(&mut self.0);
+            let written = (self.0.len() - len - 4) as u32;
+            self.0[len..len + 4].copy_from_slice(&written.to_le_bytes());
+        }
     }
 
     fn run(&mut self, run: RunName) {
@@ -145,6 +201,9 @@ impl Journal {
         let (generation, chain, mut stored) = decode_manifest(&manifest)?;
         let records = read(&log_path(dir, generation))?.ok_or_else(|| damaged("the log is missing".into()))?;
         let (len, chain) = replay(&records, chain, &mut stored)?;
+        if !stored.counts_files_once() {
+            return Err(damaged("a file number is used twice".into()));
+        }
         let file = File::options().write(true).open(log_path(dir, generation)).map_err(io("open the log"))?;
         if len < records.len() {
             tracing::info!(bytes = records.len() - len, "key index log ends in an unfinished record");
@@ -324,7 +383,7 @@ fn decode_manifest(bytes: &[u8]) -> Result<(u64, u32, Stored)> {
     }
     let mut stored = Stored::default();
     let generation = reader.u64().ok_or_else(torn)?;
-    reader.applied(&mut stored).filter(|()| reader.0.is_empty()).ok_or_else(torn)?;
+    reader.state(&mut stored).filter(|()| reader.0.is_empty()).ok_or_else(torn)?;
     Ok((generation, crc32fast::hash(bytes), stored))
 }
 
@@ -353,9 +412,45 @@ impl<'a> Reader<'a> {
         match self.u32()? {
             APPLY => self.apply(stored)?,
             MERGE => self.merge(stored)?,
+            FOLLOW => self.follow(stored)?,
             _ => return None,
         }
         self.0.is_empty().then_some(())
+    }
+
+    fn state(&mut self, stored: &mut Stored) -> Option<()> {
+        self.applied(stored)?;
+        for _ in 0..self.count(16)? {
+            let rewrite = self.rewrite()?;
+            stored.push(rewrite)?;
+        }
+        Some(())
+    }
+
+    fn follow(&mut self, stored: &mut Stored) -> Option<()> {
+        stored.snapshot = self.u64()? as i64;
+        stored.next_file = self.u32()?;
+        self.files(stored)?;
+        let rewrite = self.rewrite()?;
+        for (number, _) in rewrite.files() {
+            stored.files.remove(number)?;
+        }
+        if !rewrite.outputs().iter().all(|number| stored.files.contains_key(number)) {
+            return None;
+        }
+        rewrite.renew(&mut stored.young);
+        stored.push(rewrite)
+    }
+
+    fn rewrite(&mut self) -> Option<Rewrite> {
+        let below = self.u64()?;
+        let outputs = (0..self.count(4)?).map(|_| self.u32()).collect::<Option<_>>()?;
+        let mut files = vec![];
+        for _ in 0..self.count(8)? {
+            let (number, len) = (self.u32()?, self.u32()?);
+            files.push((number, FileMap::decode(self.take(len as usize)?)?));
+        }
+        Some(Rewrite::new(below, outputs, files))
     }
 
     fn apply(&mut self, stored: &mut Stored) -> Option<()> {
@@ -374,12 +469,7 @@ impl<'a> Reader<'a> {
     fn applied(&mut self, stored: &mut Stored) -> Option<()> {
         stored.snapshot = self.u64()? as i64;
         stored.next_file = self.u32()?;
-        for _ in 0..self.count(8)? {
-            let number = self.u32()?;
-            let len = self.u32()?;
-            let path = std::str::from_utf8(self.take(len as usize)?).ok()?;
-            stored.files.insert(number, path.into());
-        }
+        self.files(stored)?;
         for _ in 0..self.count(20)? {
             let run = self.run()?;
             stored.next_run = stored.next_run.max(run.id.checked_add(1)?);
@@ -387,6 +477,16 @@ impl<'a> Reader<'a> {
         }
         for _ in 0..self.count(24)? {
             stored.young.push([self.u64()?, self.u64()?, self.u64()?]);
+        }
+        Some(())
+    }
+
+    fn files(&mut self, stored: &mut Stored) -> Option<()> {
+        for _ in 0..self.count(8)? {
+            let number = self.u32()?;
+            let len = self.u32()?;
+            let path = std::str::from_utf8(self.take(len as usize)?).ok()?;
+            stored.files.insert(number, path.into());
         }
         Some(())
     }

@@ -3,16 +3,26 @@
 //!
 //! Runs of one size class are merged when there are `fan` of them, so an entry is rewritten a few times in its life;
 //! everything becomes one run when the younger runs hold more than a share of the oldest, so that dead entries take
-//! bounded room. A long merge lets shorter ones among younger runs go first, between its own steps: one thread is
-//! enough, and the number of runs stays bounded while the oldest one is rewritten.
+//! bounded room, or when old runs keep too many rewrites from being forgotten. A long merge lets shorter ones among
+//! younger runs go first, between its own steps: one thread is enough, and the number of runs stays bounded while the
+//! oldest one is rewritten.
 use super::entry::{Raw, words};
-use super::files::LiveFiles;
 use super::manifest::Record;
+use super::moved::{Resolver, Weight};
 use super::run::{Cursor, Run, RunName, RunWriter, SEARCHED};
-use super::{IndexError, Result, Shape, Shared, lock};
+use super::{IndexError, Result, Shape, Shared, State, lock};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Neighbouring runs to merge next.
+pub(super) fn due_in(state: &State, shape: &Shape) -> Option<Range<usize>> {
+    let Weight { files, bytes } = state.resolver.moved.weight(lowest_id(&*state.runs));
+    if files > shape.moved.files || bytes > shape.moved.bytes {
+        return Some(0..state.runs.len());
+    }
+    due(&lens(&state.runs), shape)
+}
 
 /// Neighbouring runs to merge next, by their lengths, oldest first.
 pub(super) fn due(lens: &[u64], shape: &Shape) -> Option<Range<usize>> {
@@ -86,20 +96,36 @@ impl Merger {
     }
 }
 
-/// Merges into a new run, not synced. With `live`, entries of other files go: only for a merge that includes the
-/// oldest run, as an older entry of the key would come back otherwise. `between` runs after each step; false: give up.
+/// What a merge writes. The id tells which rewrites the resolver knew (`follow.rs`), so both are of one moment.
+pub(super) struct Job {
+    pub(super) id: u64,
+    pub(super) resolver: Resolver,
+    /// The oldest run is among those merged, so dead entries go. In other merges they hide older entries of their key.
+    pub(super) oldest: bool,
+}
+
+impl Job {
+    pub(super) fn begin(shared: &Shared, oldest: bool) -> Self {
+        let _no_rewrite_is_followed = lock(&shared.journal);
+        Self { id: shared.new_run(), resolver: lock(&shared.state).resolver.clone(), oldest }
+    }
+}
+
+/// Merges into a new run, not synced. `between` runs after each step; false: give up.
 pub(super) fn merge(
     shared: &Shared,
+    job: &Job,
     mut merger: Merger,
     most: u64,
-    live: Option<&LiveFiles>,
     mut between: impl FnMut() -> Result<bool>,
 ) -> Result<Option<(Run, u64)>> {
-    let mut writer = RunWriter::create(&shared.dir, shared.new_run(), most, SEARCHED)?;
+    let mut writer = RunWriter::create(&shared.dir, job.id, most, SEARCHED)?;
     let mut entries = vec![];
     while merger.next(&mut entries)? {
-        if let Some(live) = live {
-            entries.retain(|e| live.has_address(e[2]));
+        if job.oldest {
+            job.resolver.renew_and_drop_dead(&mut entries);
+        } else {
+            job.resolver.renew(&mut entries);
         }
         writer.push(&entries)?;
         if !between()? {
@@ -113,17 +139,17 @@ pub(super) fn merge(
 pub(super) fn run_merges(shared: &Shared) {
     let mut guard = Finished { shared, failure: Some(IndexError::Broken) };
     let failure = loop {
-        let (span, live) = {
+        let (span, oldest) = {
             let mut state = lock(&shared.state);
-            let due = due(&lens(&state.runs), &shared.shape).filter(|_| !shared.stop.load(Relaxed));
+            let due = due_in(&state, &shared.shape).filter(|_| !shared.stop.load(Relaxed));
             let Some(span) = due else {
                 // Under the same lock: an `apply` after this starts a thread of its own.
                 state.merging = false;
                 break None;
             };
-            (state.runs[span.clone()].to_vec(), (span.start == 0).then(|| state.live.clone()))
+            (state.runs[span.clone()].to_vec(), span.start == 0)
         };
-        if let Err(error) = merge_span(shared, &span, live.as_deref()) {
+        if let Err(error) = merge_span(shared, &span, &Job::begin(shared, oldest)) {
             break Some(error);
         }
     };
@@ -148,7 +174,7 @@ impl Drop for Finished<'_> {
     }
 }
 
-fn merge_span(shared: &Shared, span: &[Arc<Run>], live: Option<&LiveFiles>) -> Result<()> {
+pub(super) fn merge_span(shared: &Shared, span: &[Arc<Run>], job: &Job) -> Result<()> {
     let most = lens(span).iter().sum();
     let merger = Merger::new(span, vec![], shared.settings.memory);
     let youngest = span.last().map(|run| run.name().id);
@@ -156,7 +182,7 @@ fn merge_span(shared: &Shared, span: &[Arc<Run>], live: Option<&LiveFiles>) -> R
         merge_above(shared, youngest)?;
         Ok(!shared.stop.load(Relaxed))
     };
-    let Some((run, _)) = merge(shared, merger, most, live, between)? else {
+    let Some((run, _)) = merge(shared, job, merger, most, between)? else {
         return Ok(());
     };
     if shared.settings.sync {
@@ -173,7 +199,7 @@ fn merge_above(shared: &Shared, youngest: Option<u64>) -> Result<()> {
         let above = &state.runs[position.map_or(state.runs.len(), |position| position + 1)..];
         due_tier(&lens(above), &shared.shape).map(|span| above[span].to_vec())
     };
-    span.map_or(Ok(()), |span| merge_span(shared, &span, None))
+    span.map_or(Ok(()), |span| merge_span(shared, &span, &Job::begin(shared, false)))
 }
 
 /// The switch: a record first, then memory, then the old files go.
@@ -192,6 +218,10 @@ fn swap(shared: &Shared, span: &[Arc<Run>], run: Run) -> Result<()> {
     shared.changed.notify_all();
     span.iter().for_each(|run| run.remove(&shared.dir));
     Ok(())
+}
+
+pub(super) fn lowest_id<'a>(runs: impl IntoIterator<Item = &'a Arc<Run>>) -> Option<u64> {
+    runs.into_iter().map(|run| run.name().id).min()
 }
 
 pub(super) fn lens(runs: &[Arc<Run>]) -> Vec<u64> {

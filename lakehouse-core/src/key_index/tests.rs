@@ -1,8 +1,22 @@
-//! Small bounds make every path run with few entries; the oracle is a plain map.
+//! Small bounds make every path run with few entries; the oracle is a plain map. What is special about rewrites is in
+//! `rewrites.rs`; that they go together with everything else is shown here.
+mod rewrites;
+
 use super::*;
+use crate::row_map::{FileMap, Piece, Place, RowMap};
+use merge::{due, merge_span};
+use roaring::RoaringBitmap;
 use std::collections::BTreeMap;
 
-const SMALL: Shape = Shape { young: 24, log: 3_000, fan: 3, smallest: 32, young_share: 4, most_runs: 16 };
+const SMALL: Shape = Shape {
+    young: 24,
+    log: 3_000,
+    fan: 3,
+    smallest: 32,
+    young_share: 4,
+    most_runs: 16,
+    moved: Weight { files: 12, bytes: 1 << 20 },
+};
 const SETTINGS: Settings = Settings { memory: 1 << 20, sync: false };
 
 fn key(id: u64) -> KeyHash {
@@ -59,6 +73,15 @@ impl Oracle {
     fn live(&self, id: u64) -> Option<(&str, u32)> {
         let (path, row) = self.entries.get(&id)?.as_ref()?;
         (!self.dead.contains(path)).then_some((path, *row))
+    }
+
+    /// Replaced files are live, so what is dead stays dead.
+    fn follow(&mut self, map: &RowMap) {
+        for entry in self.entries.values_mut() {
+            let Some(file) = entry.as_ref().and_then(|(path, _)| map.files.get(path)) else { continue };
+            let place = file.place(entry.as_ref().expect("it has a file").1);
+            *entry = place.map(|place| (map.outputs[place.output as usize].clone(), place.row));
+        }
     }
 
     /// By lookups of all ids below `ids`, whole and one by one, and by a scan. `Err`: damage was noticed.
@@ -125,7 +148,9 @@ impl Writer {
         ids.dedup();
         let mut entries = vec![];
         for (id, row) in ids.into_iter().zip(0..) {
-            let path = &self.pending_files[self.random.usize(..self.pending_files.len())];
+            let known = !self.live.is_empty() && self.random.u8(..6) == 0;
+            let paths = if known { &self.live } else { &self.pending_files };
+            let path = &paths[self.random.usize(..paths.len())];
             let address = (self.random.u8(..5) > 0).then(|| (path.clone(), row));
             let file = |path: &str| index.number_of(path).unwrap();
             let packed = address.as_ref().map(|(path, row)| RowAddress { file: file(path), row: *row });
@@ -154,10 +179,59 @@ impl Writer {
         Ok(())
     }
 
+    /// Some live files, each whole or in pieces, into some outputs, in order or shuffled.
+    fn follow_rewrite(&mut self, index: &mut KeyIndex) -> Result<()> {
+        let random = &mut self.random;
+        let count = random.usize(..5).min(self.live.len());
+        let replaced: Vec<String> =
+            (0..count).map(|_| self.live.swap_remove(random.usize(..self.live.len()))).collect();
+        self.steps += 1;
+        let mut map = RowMap::default();
+        map.outputs.extend((0..random.u32(1..4)).map(|output| format!("data/{}-{output}.parquet", self.steps)));
+        if random.u8(..4) == 0 {
+            // One that is replaced as well, one that is known.
+            map.outputs.extend(replaced.first().cloned());
+            map.outputs.extend(self.live.first().cloned());
+        }
+        for path in replaced.iter().map(String::as_str).chain(["data/unknown.parquet"]) {
+            map.files.insert(path.to_owned(), file_map(map.outputs.len() as u32, random));
+        }
+        let snapshot = random.i64(..);
+        self.applied.follow(&map);
+        self.history.insert(snapshot, self.applied.clone());
+        index.follow_rewrite(snapshot, &map)?;
+        assert_eq!(index.snapshot(), Some(snapshot));
+        self.pending.follow(&map);
+        let came = map.outputs.iter().filter(|path| !self.live.contains(path)).cloned().collect::<Vec<_>>();
+        self.live.extend(came);
+        let number = |path: &str| index.number_of(path);
+        assert!(map.outputs.iter().all(|path| number(path).is_some()));
+        assert!(replaced.iter().all(|path| number(path).is_none() || map.outputs.contains(path)));
+        assert_eq!(number("data/unknown.parquet"), None);
+        Ok(())
+    }
+
     fn forget_pending(&mut self) {
         self.pending = self.applied.clone();
         self.pending_files.clear();
     }
+}
+
+/// Of 90 rows, into outputs that other files go to as well.
+fn file_map(outputs: u32, random: &mut fastrand::Rng) -> FileMap {
+    let dropped: RoaringBitmap = {
+        let every = random.u32(1..8);
+        (0..90).filter(|_| random.u32(..every) == 0 && every < 7).collect()
+    };
+    if random.bool() {
+        let piece = |first| Piece { first, place: Place { output: random.u32(..outputs), row: random.u32(..500) } };
+        let pieces = [0, 13, 14, 50].into_iter().filter(|_| dropped.len() < 90).map(piece).collect();
+        return FileMap::InOrder { dropped, pieces };
+    }
+    let mut rows: Vec<u32> = (0..90).collect();
+    random.shuffle(&mut rows);
+    let mut place = |row| Place { output: random.u32(..outputs), row };
+    FileMap::Listed(rows.into_iter().map(|row| (!dropped.contains(row)).then(|| place(row))).collect())
 }
 
 fn steps_agree_with_a_map(seed: u64, steps: u32, ids: u64) {
@@ -165,9 +239,10 @@ fn steps_agree_with_a_map(seed: u64, steps: u32, ids: u64) {
     let mut index = absent(dir.path());
     let mut writer = Writer::new(seed, ids);
     for _ in 0..steps {
-        match writer.random.u8(..20) {
+        match writer.random.u8(..23) {
             0..9 => writer.add_pending(&mut index).unwrap(),
             9..16 => writer.apply(&mut index).unwrap(),
+            20.. => writer.follow_rewrite(&mut index).unwrap(),
             16 => writer.add_file(&mut index),
             17 => {
                 index.discard_pending();
@@ -205,7 +280,13 @@ fn damage_is_noticed_or_does_not_matter() {
         let mut writer = Writer::new(seed, 300);
         for _ in 0..random.u32(1..40) {
             writer.add_pending(&mut index).unwrap();
+            if random.u8(..4) == 0 {
+                writer.follow_rewrite(&mut index).unwrap();
+            }
             writer.apply(&mut index).unwrap();
+        }
+        if random.bool() {
+            writer.follow_rewrite(&mut index).unwrap();
         }
         rest(&index);
         drop(index);

@@ -1,5 +1,6 @@
 //! One routine for catching up after a crash, for another engine's commits and, later, for rollback: the key index moves
-//! from the snapshot it stands at to another by comparing their live files. Cost follows the difference.
+//! from the snapshot it stands at to another by comparing their live files. Cost follows the difference. Rewrites of our
+//! own on the way are followed by their row maps: no key is read again.
 
 use std::collections::HashMap;
 
@@ -8,36 +9,64 @@ use roaring::RoaringBitmap;
 use tracing::info;
 
 use super::{Mirror, index_problem};
+use crate::catalog::LoadedTable;
+use crate::commit::{Followed, is_rewrite, row_maps};
 use crate::error::Problem;
 use crate::key_hash::{hash_keys, hash_rows};
 use crate::key_index::{Entry, KeyHash, RowAddress, sort_entries};
-use crate::live::{LiveFile, LiveFiles};
+use crate::live::{LiveFile, LiveFiles, find_snapshot};
 use crate::read::{FileRows, Projection, Rows, deleted_rows};
 use crate::schema::Key;
 use crate::storage::Storage;
 
 /// Entries collected before they are given to the index.
 const ENTRIES: usize = 500_000;
+/// Rewrites that are followed one by one; of more, each costs reading manifests twice, and comparing the ends is cheaper.
+const MOST_REWRITES: usize = 16;
 
 impl Mirror {
     /// Moves the key index to the table's head, or builds it anew where it cannot.
-    pub async fn move_index(&mut self) -> Result<(), Problem> {
+    pub(crate) async fn move_index(&mut self) -> Result<(), Problem> {
         let head = self.table.loaded.snapshot_id();
         let stands_at = self.index.snapshot();
         let (Some(target), false) = (head, stands_at == head) else {
             return self.empty_if(head.is_none());
         };
         let known = stands_at.filter(|&id| self.table.loaded.metadata.snapshot_by_id(id).is_some());
-        let before = match known {
-            Some(id) => LiveFiles::load(&self.storage, &self.table.loaded, Some(id)).await?,
-            None => return self.rebuild_index(target),
-        };
-        info!(table = %self.table.name(), from = known, to = target, "key index follows");
-        match self.follow(&before, target) {
+        let Some(from) = known else { return self.rebuild_index(target) };
+        info!(table = %self.table.name(), from, to = target, "key index follows");
+        match self.follow_all(from, target).await {
+            Ok(true) => Ok(()),
+            Ok(false) => self.rebuild_index(target),
             // Whatever is wrong with it, the table is the truth.
             Err(problem) if problem.code == "INDEX_DAMAGED" => self.rebuild_index(target),
-            other => other,
+            Err(problem) => Err(problem),
         }
+    }
+
+    /// From rewrite to rewrite, and on to `target`. `false`: the index has to be built anew.
+    async fn follow_all(&mut self, from: i64, target: i64) -> Result<bool, Problem> {
+        let table = self.table.loaded.clone();
+        let mut stands_at = from;
+        let mut before = LiveFiles::load(&self.storage, &table, Some(from)).await?;
+        for Followed { snapshot_id, map } in rewrites_on_the_way(&self.storage, &table, from, target).await {
+            let parent = find_snapshot(&table, snapshot_id)?.parent_snapshot_id().unwrap_or(from);
+            if parent != stands_at {
+                let after = LiveFiles::load(&self.storage, &table, Some(parent)).await?;
+                if !self.follow(&before, &after, parent)? {
+                    return Ok(false);
+                }
+            }
+            let followed = self.index.follow_rewrite(snapshot_id, &map);
+            followed.map_err(|error| index_problem(&self.table, &error))?;
+            before = LiveFiles::load(&self.storage, &table, Some(snapshot_id)).await?;
+            stands_at = snapshot_id;
+        }
+        if stands_at == target {
+            return Ok(true);
+        }
+        let after = self.table.live.clone();
+        self.follow(&before, &after, target)
     }
 
     fn empty_if(&mut self, empty: bool) -> Result<(), Problem> {
@@ -54,8 +83,9 @@ impl Mirror {
         let mut paths: Vec<String> = self.table.live.data.keys().cloned().collect();
         paths.sort_unstable();
         if self.key == Key::WholeRow {
+            let live = self.table.live.clone();
             for path in paths {
-                self.add_occurrences_of(&path)?;
+                self.add_occurrences_of(&path, &live)?;
             }
             return self.index.apply(target, &[]).map_err(|error| index_problem(&self.table, &error));
         }
@@ -75,16 +105,15 @@ impl Mirror {
         }
     }
 
-    fn follow(&mut self, before: &LiveFiles, target: i64) -> Result<(), Problem> {
+    /// `false`: it cannot, and has to be built anew.
+    fn follow(&mut self, before: &LiveFiles, live: &LiveFiles, target: i64) -> Result<bool, Problem> {
         let failed = |mirror: &Mirror, error| index_problem(&mirror.table, &error);
-        let after = self.table.live.data.clone();
+        let after = &live.data;
         let mut gone: Vec<Entry> = Vec::new();
         let mut come: Vec<Entry> = Vec::new();
-        for (path, file) in &after {
+        for (path, file) in after {
             let Some(old) = before.data.get(path) else { continue };
-            let Some(number) = self.index.number_of(path) else {
-                return self.rebuild_index(target);
-            };
+            let Some(number) = self.index.number_of(path) else { return Ok(false) };
             if old.deletes == file.deletes {
                 continue;
             }
@@ -95,7 +124,7 @@ impl Mirror {
         // Counting further occurrences needs those that stand, and no others, in the index.
         let lost = before.data.keys().any(|path| !after.contains_key(path));
         if self.key == Key::WholeRow && (lost || !(gone.is_empty() && come.is_empty())) {
-            return self.rebuild_index(target);
+            return Ok(false);
         }
         // A key whose row went may stand elsewhere by now: only what still points at the deleted row goes.
         sort_entries(&mut gone);
@@ -110,7 +139,7 @@ impl Mirror {
         new.sort_unstable();
         for path in new {
             if self.key == Key::WholeRow {
-                self.add_occurrences_of(path)?;
+                self.add_occurrences_of(path, live)?;
                 continue;
             }
             let number = self.index.add_file(path);
@@ -122,7 +151,7 @@ impl Mirror {
             })?;
             come.extend(all);
         }
-        match self.already_there(&mut come, &after)? {
+        match self.already_there(&mut come, after)? {
             0 => {}
             some => return Err(duplicates(self, some)),
         }
@@ -130,8 +159,7 @@ impl Mirror {
         let files: Vec<(u32, String)> = self.index.files().live().map(|(n, path)| (n, path.to_owned())).collect();
         let dead: Vec<u32> = files.into_iter().filter(|(_, path)| !after.contains_key(path)).map(|(n, _)| n).collect();
         self.index.apply(target, &dead).map_err(|error| failed(self, error))?;
-        self.deleted.clear();
-        Ok(())
+        Ok(true)
     }
 
     /// Sorts rows that come by key. Returns how many keys stand more than once now: among these rows, or also in a live
@@ -200,6 +228,26 @@ impl Mirror {
     }
 }
 
+/// Rewrites of our own between two snapshots, oldest first, with their maps. None where the way is not known, or where one
+/// has no map: then the ends are compared.
+async fn rewrites_on_the_way(storage: &Storage, table: &LoadedTable, from: i64, to: i64) -> Vec<Followed> {
+    let mut rewrites = Vec::new();
+    let mut next = Some(to);
+    while next != Some(from) {
+        let Some(snapshot) = next.and_then(|id| table.metadata.snapshot_by_id(id)) else { return Vec::new() };
+        if is_rewrite(snapshot) {
+            let snapshot_id = snapshot.snapshot_id();
+            match row_maps::fetch(storage, table, snapshot_id).await {
+                Some(map) if rewrites.len() < MOST_REWRITES => rewrites.push(Followed { snapshot_id, map }),
+                _ => return Vec::new(),
+            }
+        }
+        next = snapshot.parent_snapshot_id();
+    }
+    rewrites.reverse();
+    rewrites
+}
+
 /// Hashes and positions of some rows of a file, batch by batch.
 pub(crate) fn read_key_hashes(
     storage: &Storage,
@@ -229,10 +277,9 @@ fn duplicates(mirror: &Mirror, count: u64) -> Problem {
 
 impl Mirror {
     /// The live rows of a file of a table without a key, as further occurrences.
-    fn add_occurrences_of(&mut self, path: &str) -> Result<(), Problem> {
+    fn add_occurrences_of(&mut self, path: &str, live: &LiveFiles) -> Result<(), Problem> {
         let number = self.index.add_file(path);
-        let file = &self.table.live.data[path];
-        let deleted = deleted_rows(&self.storage, path, file)?;
+        let deleted = deleted_rows(&self.storage, path, &live.data[path])?;
         let mut all = Vec::new();
         self.read_keys(path, Rows::Except(deleted), |rows| {
             all.extend(rows);

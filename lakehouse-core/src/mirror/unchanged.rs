@@ -125,11 +125,11 @@ fn trace(chunks: &[ChangeChunk]) -> Result<BTreeMap<Cell, Origin>, Problem> {
                     standing.clear();
                     continue;
                 }
-                Operation::Delete => {
+                Operation::Delete | Operation::Quarantine => {
                     standing.remove(&keys[row]);
                     continue;
                 }
-                Operation::Insert | Operation::Update => {}
+                Operation::Insert | Operation::Update | Operation::Expire => {}
             }
             let before = old.as_ref().filter(|(known, _)| known[row]).map_or(keys[row], |(_, old)| old[row]);
             for left_out in chunk.unchanged.iter().filter(|left_out| left_out.rows.value(row)) {

@@ -1,10 +1,11 @@
 //! Objects in S3, and in services that speak its protocol: whole objects and ranges, with checksums, a deadline for every
 //! call and bounded retries with jitter. Names are unique, so sending a write again is harmless; nothing here moves a
-//! catalog's pointer. Never lists, never deletes (protocol B10; a table bucket allows neither).
+//! catalog's pointer. Lists and deletes for the [`Cleaner`](super::Cleaner) alone (protocol B10; a table bucket allows
+//! neither).
 
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -16,6 +17,7 @@ use aws_smithy_types::byte_stream::Length;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::FoundFile;
 use crate::aws::{self, AwsConfig, credentials_expired, describe, status};
 use crate::error::Problem;
 
@@ -163,6 +165,31 @@ impl Objects {
             tokio::time::sleep(aws::pause(attempt)).await;
             attempt += 1;
         }
+    }
+
+    /// All objects below a location.
+    pub(super) async fn list(&self, location: &str) -> Result<Vec<FoundFile>, Problem> {
+        let Place { bucket, key } = place(location)?;
+        let prefix = format!("{}/", key.trim_end_matches('/'));
+        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        let mut found = Vec::new();
+        while let Some(page) = pages.next().await {
+            for object in page.map_err(|error| problem(location, "listed", &error))?.contents.unwrap_or_default() {
+                let Some(key) = object.key else { continue };
+                found.push(FoundFile {
+                    location: format!("s3://{bucket}/{key}"),
+                    bytes: object.size.unwrap_or(0).max(0).unsigned_abs(),
+                    modified: object.last_modified.and_then(|time| SystemTime::try_from(time).ok()),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn remove(&self, location: &str) -> Result<(), Problem> {
+        let Place { bucket, key } = place(location)?;
+        let removed = self.client.delete_object().bucket(bucket).key(key).send().await;
+        removed.map(drop).map_err(|error| problem(location, "removed", &error))
     }
 
     /// The length of an object in bytes; `None` if it does not exist.

@@ -15,28 +15,34 @@
 //! - a disabled stream can be read for a day, enabling again makes a new one;
 //! - an eventually consistent read may miss writes of the last second.
 //!
+//! Exports are written into objects that it serves as S3 would, at the same address, by path.
+//!
 //! What is a guess: where exactly a trimmed number is refused ([`TrimAnswer`]), that a closed shard is listed for a day,
 //! that a number outside its shard is refused, whether the end of a shard comes with its last records. What it does not
-//! do: create tables over HTTP, expressions of any kind, indexes, UpdateItem, merged shards, exports.
+//! do: create tables over HTTP, expressions beyond simple conditions of PutItem, indexes, UpdateItem, merged shards.
 
+pub mod bulk;
 mod calls;
+mod exports;
 mod front;
 mod habits;
 mod item;
 mod iterator;
 mod number;
 mod operations;
+mod plain;
 mod refusal;
 mod sequence;
 mod stream;
 mod table;
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::host::Host;
@@ -44,10 +50,13 @@ use crate::host::Host;
 pub use calls::{Fault, Operation};
 pub use habits::{Habits, TrimAnswer};
 pub use item::{Item, KeyType};
+pub use plain::{call, scan};
 use stream::Stream;
 pub use stream::{Event, View};
 use world::{Cause, World};
 
+/// Of a clock that runs.
+const TICK: Duration = Duration::from_millis(50);
 /// Where the simulator is.
 pub const REGION: &str = "us-east-1";
 
@@ -56,7 +65,7 @@ pub const REGION: &str = "us-east-1";
 pub struct DynamoDb {
     address: SocketAddr,
     world: Arc<Mutex<World>>,
-    _host: Host,
+    host: Host,
 }
 
 /// A shard as it is, whatever is listed.
@@ -101,11 +110,22 @@ pub enum Write {
 /// Methods that name a table, stream or shard that is not there panic, and so do writes that the service refuses.
 #[expect(clippy::missing_panics_doc, reason = "said above, once")]
 impl DynamoDb {
-    /// As [`DynamoDb::start`], with the clock at the present: for programs that compare times with their own clock.
+    /// As [`DynamoDb::start`], with a clock that shows the present and runs: for programs that compare times with their own
+    /// clock.
     #[must_use]
     pub fn start_now(habits: Habits, seed: u64) -> Self {
         let service = Self::start(habits, seed);
         service.advance(SystemTime::now().duration_since(service.now()).unwrap_or_default());
+        let (world, mut last) = (Arc::clone(&service.world), Instant::now());
+        service.host.spawn(async move {
+            loop {
+                tokio::time::sleep(TICK).await;
+                // Whole milliseconds; what is left counts at the next tick.
+                let passed = u64::try_from(last.elapsed().as_millis()).expect("a sensible time");
+                last += Duration::from_millis(passed);
+                world.lock().expect("no panic under the lock").advance(passed);
+            }
+        });
         service
     }
 
@@ -117,7 +137,7 @@ impl DynamoDb {
         let (address, listener) = host.listen();
         let router = front::router(&world);
         host.spawn(async move { axum::serve(listener, router).await.expect("serving never fails") });
-        Self { address, world, _host: host }
+        Self { address, world, host }
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -189,6 +209,26 @@ impl DynamoDb {
         self.world().table(table).unwrap_or_else(|refusal| panic!("{refusal:?}")).point_in_time_recovery = on;
     }
 
+    /// Keys, behind the name of their bucket, of all objects that exports have written.
+    #[must_use]
+    pub fn objects(&self) -> BTreeMap<String, Bytes> {
+        self.world().exports.objects.clone()
+    }
+
+    /// Writes an object anew, or takes it away.
+    pub fn set_object(&self, key: &str, bytes: Option<Bytes>) {
+        let objects = &mut self.world().exports.objects;
+        match bytes {
+            Some(bytes) => objects.insert(key.to_owned(), bytes),
+            None => objects.remove(key),
+        };
+    }
+
+    /// So many of the next exports are given up by the service.
+    pub fn fail_exports(&self, exports: u32) {
+        self.world().exports.failing = exports;
+    }
+
     /// Makes it a global table with replicas in these regions.
     pub fn replicate_to(&self, table: &str, regions: &[&str]) {
         let mut world = self.world();
@@ -201,6 +241,14 @@ impl DynamoDb {
     /// Writes a whole item: `json!({"id": {"S": "a"}})`.
     pub fn put(&self, table: &str, item: &Value) {
         self.write(table, &Write::Put(item.clone()), Cause::User);
+    }
+
+    /// As [`DynamoDb::put`], with values that the service would refuse and other servers take.
+    pub fn put_unchecked(&self, table: &str, item: &Value) {
+        let mut world = self.world();
+        let checked = world.table(table).and_then(|table| table.put_unchecked(item));
+        let checked = checked.unwrap_or_else(|refusal| panic!("{table}: {refusal:?}"));
+        world.write(table, checked, Cause::User).unwrap_or_else(|refusal| panic!("{refusal:?}"));
     }
 
     /// Deletes by key.
@@ -350,6 +398,11 @@ impl DynamoDb {
     pub fn fail_next(&self, operation: Operation, fault: Fault, calls: usize) {
         let mut world = self.world();
         world.calls.faults.entry(operation).or_default().extend(std::iter::repeat_n(fault, calls));
+    }
+
+    /// Answers the next calls of GetRecords with an empty page, also where there are records.
+    pub fn empty_next(&self, calls: usize) {
+        self.world().calls.empty_pages += calls;
     }
 
     /// Answers with AccessDeniedException until [`DynamoDb::allow`].

@@ -54,7 +54,8 @@ impl Ministack {
 ///
 /// Right: the swap has one winner, nothing outside the warehouse, no deletion in table buckets. Wrong: checks only how a
 /// name begins, takes a metadata location without its ending and one in a bucket whose name merely begins alike; has no
-/// maintenance, no REST catalog, no delays. Two of its answers are mended by `deploy/emulators/moto_s3_tables.py`.
+/// maintenance, no REST catalog, no delays. `deploy/emulators/moto_s3_tables.py` mends two of its answers, and makes swaps
+/// wait for each other: two at the same moment could both win (seen once in 1,000 races).
 #[derive(Debug)]
 pub struct Moto {
     process: Process,

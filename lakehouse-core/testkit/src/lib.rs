@@ -12,6 +12,7 @@ pub mod fault_proxy;
 mod host;
 pub mod http;
 pub mod lakehouse;
+pub mod object_store;
 pub mod objects;
 pub mod oracle;
 pub mod postgres;

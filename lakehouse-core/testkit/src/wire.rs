@@ -54,6 +54,13 @@ impl Message {
         Self::whole(head.into_bytes(), content.to_vec())
     }
 
+    /// As to HEAD: the head tells how long the content is, and none follows.
+    pub(crate) fn without_content(mut self) -> Self {
+        self.body.clear();
+        self.content.clear();
+        self
+    }
+
     #[allow(clippy::single_range_in_vec_init)] // one range, by intent
     fn whole(head: Vec<u8>, body: Vec<u8>) -> Self {
         let content = vec![0..body.len()];

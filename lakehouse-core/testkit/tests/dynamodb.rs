@@ -507,6 +507,13 @@ async fn an_empty_page_is_not_the_end_and_pages_may_be_short() {
         iterator = next.unwrap();
     }
     assert!(empty > 0 && pages - empty > 1, "{pages} pages, {empty} of them empty");
+    let world = World::calm();
+    let iterator = world.at_first(&world.only_shard()).await.unwrap();
+    world.put("a", 1);
+    world.dynamo.empty_next(2);
+    for records in [0, 0, 1] {
+        assert_eq!(world.records(&iterator).await.unwrap().0.len(), records);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use arrow_schema::DataType;
 use lakehouse_core::batch::Batch;
 use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
 use lakehouse_core::change::{BeforeImages, ChangeChunk, Operation, Origin};
-use lakehouse_core::commit::Control;
+use lakehouse_core::commit::{Control, GiveWay};
 use lakehouse_core::lakehouse::{Environment, Lakehouse, Written};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
@@ -35,6 +35,7 @@ pub(crate) fn schema(key: Key) -> Arc<TableSchema> {
     let keyed = matches!(key, Key::Columns(_));
     Arc::new(TableSchema {
         many_lanes: false,
+        quarantine: false,
         source: "public.t".into(),
         mirror: TableName::new("ns", "t"),
         columns: vec![
@@ -87,6 +88,7 @@ fn transaction(schema: &Arc<TableSchema>, script: &str, commit: Position) -> Cha
     let origin = |ordinal| Origin { commit, committed_at: 1_700_000_000_000_000, transaction: 7, ordinal };
     ChangeChunk {
         lanes: None,
+        quarantined: Vec::new(),
         schema: Arc::clone(schema),
         origins: (0..).take(operations.len()).map(origin).collect(),
         operations,
@@ -114,6 +116,7 @@ impl Lake {
             sync_local_state: false,
             tables_at_once: 1,
             owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
+            give_way: GiveWay::default(),
             planted,
         };
         let schema = schema(key);
@@ -122,7 +125,7 @@ impl Lake {
         let go = Lakehouse::go(environment, control, "source".into(), first, vec![Arc::clone(&schema)]);
         let mut lakehouse = go.await.unwrap();
 
-        let mut copy = lakehouse.begin_copy("public.t").unwrap();
+        let mut copy = lakehouse.begin_copy("public.t").await.unwrap();
         let copied: Vec<String> = rows.split_whitespace().map(|row| format!("+{row}")).collect();
         let copied = transaction(&schema, &copied.join(" "), first);
         let mut writer = copy.target().writer().unwrap();

@@ -97,7 +97,6 @@ pub struct Landing {
     pub worker: usize,
     pub table: String,
     pub snapshot: Option<i64>,
-    pub position: Option<Position>,
     pub epoch: u64,
     /// Of a control table.
     pub control: Option<ControlState>,
@@ -172,7 +171,6 @@ impl Ground {
             worker,
             table: table.name.to_string(),
             snapshot: table.snapshot_id(),
-            position: state.position,
             epoch: state.epoch,
             control: control.then(|| ControlState::of(table).expect("a control table's properties are sound")),
         });

@@ -87,7 +87,8 @@ fn read<T: Clone>(
     Ok(all)
 }
 
-fn cells(columns: &[ArrayRef], row: usize) -> Row {
+/// The cells of one row of a mirror.
+pub fn cells(columns: &[ArrayRef], row: usize) -> Row {
     columns.iter().map(|column| cell(column, row)).collect()
 }
 

@@ -81,11 +81,6 @@ impl Table {
         self
     }
 
-    pub fn partitioned(mut self, by: &[&'static str]) -> Self {
-        self.partition = by.to_vec();
-        self
-    }
-
     pub fn mirror(&self) -> TableName {
         TableName::new("lake", self.name.rsplit('.').next().expect("split yields something"))
     }
@@ -110,6 +105,7 @@ impl Table {
         });
         Arc::new(TableSchema {
             many_lanes: false,
+            quarantine: false,
             source: self.name.to_owned(),
             mirror: self.mirror(),
             columns: columns.collect(),
@@ -299,10 +295,6 @@ impl Database {
         self.script
     }
 
-    pub fn rows(&self, table: usize) -> &[Row] {
-        &self.rows[table]
-    }
-
     /// The copy reads the tables as they are now.
     pub fn copy_here(&mut self) {
         self.script.consistent_point = self.script.end();
@@ -354,10 +346,6 @@ impl Writer<'_> {
 
     fn place(&self, table: usize, row: impl Fn(&Row) -> bool) -> usize {
         self.database.rows[table].iter().position(row).expect("the script changes a row that is there")
-    }
-
-    pub fn add_column(&mut self, table: usize) {
-        self.database.add_column(table);
     }
 
     pub fn rows(&self, table: usize) -> &[Row] {

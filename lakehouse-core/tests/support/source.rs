@@ -185,6 +185,7 @@ fn chunk(table: &Table, changes: &[(Change, Origin)]) -> ChangeChunk {
     let unchanged = (0..width).map(|column| UnchangedColumn { column, rows: left_out(column) });
     ChangeChunk {
         lanes: None,
+        quarantined: Vec::new(),
         operations: images.iter().map(|image| image.0).collect(),
         origins: changes.iter().map(|(_, origin)| *origin).collect(),
         rows: columns(table, &rows, width),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
-use lakehouse_core::commit::Control;
+use lakehouse_core::commit::{Control, GiveWay};
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, Lakehouse, OWNER_INTERVAL};
 use lakehouse_core::pipeline::{Limits, run};
@@ -40,6 +40,7 @@ pub struct World {
     pub script: Arc<Script>,
     pub planted: Planted,
     pub owner_interval: Duration,
+    pub give_way: GiveWay,
 }
 
 /// What one incarnation is like.
@@ -107,6 +108,13 @@ impl World {
         Self { folder, ..Self::on(Arc::clone(&catalog), catalog, storage, script, planted) }
     }
 
+    /// On a catalog of its own, that workers reach through what is made of it.
+    pub fn through(script: Script, made: impl FnOnce(Arc<dyn Catalog>, Storage) -> Arc<dyn Catalog>) -> Self {
+        let world = Self::new(script);
+        let through = made(Arc::clone(&world.catalog), world.storage.clone());
+        Self { through, ..world }
+    }
+
     /// On a catalog that is there: workers reach it `through` something.
     pub fn on(
         catalog: Arc<dyn Catalog>,
@@ -128,11 +136,8 @@ impl World {
             script: Arc::new(script),
             planted,
             owner_interval: OWNER_INTERVAL,
+            give_way: GiveWay::default(),
         }
-    }
-
-    pub fn path(&self) -> &Path {
-        self.folder.path()
     }
 
     pub fn local_state(&self, local: &str) -> PathBuf {
@@ -161,6 +166,7 @@ impl World {
             sync_local_state: false,
             tables_at_once: 1,
             owner_interval: self.owner_interval,
+            give_way: self.give_way.clone(),
             planted: self.planted,
         };
         let script = &self.script;
@@ -176,7 +182,7 @@ impl World {
         for schema in lakehouse.tables_to_copy() {
             let table = &script.tables[script.table(&schema.source)];
             let rows = script.rows_at(script.table(&schema.source), script.consistent_point);
-            let mut copy = lakehouse.begin_copy(&schema.source)?;
+            let mut copy = lakehouse.begin_copy(&schema.source).await?;
             for rows in rows.chunks(2) {
                 let mut writer = copy.target().writer()?;
                 writer.write(&schema, &columns(table, rows, schema.columns.len()))?;

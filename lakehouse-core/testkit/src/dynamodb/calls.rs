@@ -8,11 +8,14 @@ use super::refusal::Refusal;
 /// The operations that the simulator serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
+    BatchGetItem,
     BatchWriteItem,
     DeleteItem,
     DescribeContinuousBackups,
+    DescribeExport,
     DescribeStream,
     DescribeTable,
+    ExportTableToPointInTime,
     GetItem,
     GetRecords,
     GetShardIterator,
@@ -28,9 +31,12 @@ impl Operation {
         let streams = |operation| target.starts_with("DynamoDBStreams_20120810.").then_some(operation);
         let tables = |operation| target.starts_with("DynamoDB_20120810.").then_some(operation);
         match target.rsplit('.').next()? {
+            "BatchGetItem" => tables(Self::BatchGetItem),
             "BatchWriteItem" => tables(Self::BatchWriteItem),
             "DeleteItem" => tables(Self::DeleteItem),
             "DescribeContinuousBackups" => tables(Self::DescribeContinuousBackups),
+            "DescribeExport" => tables(Self::DescribeExport),
+            "ExportTableToPointInTime" => tables(Self::ExportTableToPointInTime),
             "DescribeTable" => tables(Self::DescribeTable),
             "GetItem" => tables(Self::GetItem),
             "PutItem" => tables(Self::PutItem),
@@ -68,6 +74,8 @@ pub enum Fault {
     ExpiredIterator,
     Trimmed,
     ResourceNotFound,
+    /// The key that the data is encrypted with may not be used.
+    KeyRefused,
 }
 
 impl Fault {
@@ -79,6 +87,7 @@ impl Fault {
             Fault::ExpiredIterator => Refusal::expired(),
             Fault::Trimmed => Refusal::trimmed(),
             Fault::ResourceNotFound => Refusal::no_shard("-"),
+            Fault::KeyRefused => Refusal::key_refused(),
         }
     }
 }
@@ -88,6 +97,8 @@ pub(super) struct Calls {
     pub(super) counts: BTreeMap<Operation, usize>,
     pub(super) faults: BTreeMap<Operation, VecDeque<Fault>>,
     pub(super) denied: BTreeSet<Operation>,
+    /// So many of the next GetRecords answer an empty page, whatever there is.
+    pub(super) empty_pages: usize,
     /// When DescribeStream was called during the last second, and the most calls that a second has seen.
     describes: VecDeque<Instant>,
     pub(super) most_describes: usize,
@@ -115,6 +126,13 @@ impl Calls {
             self.describes.push_back(now);
             self.most_describes = self.most_describes.max(self.describes.len());
         }
+    }
+
+    /// Whether this GetRecords is one of those that a test wants empty.
+    pub(super) fn takes_empty_page(&mut self) -> bool {
+        let wanted = self.empty_pages > 0;
+        self.empty_pages -= usize::from(wanted);
+        wanted
     }
 
     /// DescribeStream calls of the last second, this one included.

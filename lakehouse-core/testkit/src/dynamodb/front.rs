@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::sleep;
@@ -25,7 +25,11 @@ const LARGEST_REQUEST: usize = 16 << 20;
 pub(super) type Shared = Arc<Mutex<World>>;
 
 pub(super) fn router(world: &Shared) -> Router {
-    Router::new().route("/", post(serve)).layer(DefaultBodyLimit::max(LARGEST_REQUEST)).with_state(Arc::clone(world))
+    Router::new()
+        .route("/", post(serve))
+        .route("/{bucket}/{*key}", get(super::exports::object))
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .with_state(Arc::clone(world))
 }
 
 async fn serve(State(world): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {

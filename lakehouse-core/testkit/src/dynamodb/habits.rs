@@ -34,6 +34,8 @@ pub struct Habits {
     pub unordered: bool,
     /// Shards on a page of the listing.
     pub largest_listing: usize,
+    /// Items on a page of a scan, beside the service's own bounds.
+    pub largest_scan: usize,
     /// Per call: ProvisionedThroughputExceededException, or LimitExceededException where that is the operation's own.
     pub throttled: u32,
     /// Per call: InternalServerError.
@@ -51,6 +53,8 @@ pub struct Habits {
     /// An eventually consistent read misses up to so many of the last second's writes.
     pub missed_writes: usize,
     pub trim: TrimAnswer,
+    /// An export is described as under way so many times.
+    pub export_looks: u32,
     /// DescribeStream calls per second of real time, over all streams; the service has 10.
     pub describe_stream_limit: Option<usize>,
     /// Real time before an answer.
@@ -67,6 +71,7 @@ impl Default for Habits {
             closed_late: 0,
             unordered: false,
             largest_listing: super::stream::LARGEST_LISTING,
+            largest_scan: usize::MAX,
             throttled: 0,
             internal_errors: 0,
             expired_iterators: 0,
@@ -76,6 +81,7 @@ impl Default for Habits {
             shuffled_transactions: false,
             missed_writes: 0,
             trim: TrimAnswer::default(),
+            export_looks: 0,
             describe_stream_limit: None,
             latency: Duration::ZERO,
         }

@@ -69,6 +69,13 @@ impl Stored {
         }
         Ok(Self { text: serde_json::to_string(&kept).expect("JSON has a text").into(), item: Arc::new(kept), size })
     }
+
+    /// As it came, whatever it is.
+    pub(super) fn unchecked(item: &Value) -> Self {
+        let text = item.to_string();
+        let kept = item.as_object().cloned().unwrap_or_default();
+        Self { size: text.len(), text: text.into(), item: Arc::new(kept) }
+    }
 }
 
 fn normal(value: &Value, depth: usize) -> Result<(Value, usize), Refusal> {

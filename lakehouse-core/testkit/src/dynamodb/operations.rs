@@ -1,10 +1,12 @@
 //! The operations as requests and answers in JSON.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::calls::Operation;
+use super::exports;
 use super::habits::{TrimAnswer, happens};
 use super::item::Item;
 use super::iterator::ShardIterator;
@@ -22,16 +24,24 @@ const MOST_BYTES: usize = 1 << 20;
 
 pub(super) fn answer(world: &mut World, operation: Operation, request: &Value) -> Answer {
     // Expressions would need an engine of their own; to ignore them would be a wrong answer.
-    let known = |name: &String| !name.contains("Expression") && !name.contains("Filter") || name == "ShardFilter";
+    let conditional = operation == Operation::PutItem;
+    let known = |name: &String| match name.as_str() {
+        "ShardFilter" => true,
+        "ConditionExpression" | "ExpressionAttributeNames" | "ExpressionAttributeValues" => conditional,
+        name => !name.contains("Expression") && !name.contains("Filter"),
+    };
     if let Some(name) = request.as_object().and_then(|request| request.keys().find(|name| !known(name))) {
         return Err(Refusal::validation(format!("the simulator does not know {name}")));
     }
     match operation {
+        Operation::BatchGetItem => batch_get(world, request),
         Operation::BatchWriteItem => batch_write(world, request),
         Operation::DeleteItem => delete_item(world, request),
         Operation::DescribeContinuousBackups => describe_backups(world, request),
+        Operation::DescribeExport => exports::describe_export(world, request),
         Operation::DescribeStream => describe_stream(world, request),
         Operation::DescribeTable => describe_table(world, request),
+        Operation::ExportTableToPointInTime => exports::export_table(world, request),
         Operation::GetItem => get_item(world, request),
         Operation::GetRecords => get_records(world, request),
         Operation::GetShardIterator => get_shard_iterator(world, request),
@@ -175,7 +185,7 @@ fn get_records(world: &mut World, request: &Value) -> Answer {
     if iterator.expired(now) || happens(&mut world.answers, world.habits.expired_iterators) {
         return Err(Refusal::expired());
     }
-    let empty = happens(&mut world.answers, world.habits.empty_pages);
+    let empty = world.calls.takes_empty_page() || happens(&mut world.answers, world.habits.empty_pages);
     if happens(&mut world.answers, world.habits.short_pages) {
         limit = world.answers.usize(1..=limit.min(10));
     }
@@ -215,14 +225,15 @@ fn scan(world: &mut World, request: &Value) -> Answer {
     }
     let consistent = request["ConsistentRead"] == true;
     let missed = world.missed(consistent);
-    let now = world.now;
+    let (now, largest) = (world.now, world.habits.largest_scan);
     let name = text(request, "TableName")?;
     let table = world.table(name)?;
     let scan = Scan {
         segment: segment.unwrap_or(0),
         segments: segments.unwrap_or(1),
         limit: number(request, "Limit", 1, u64::from(u32::MAX))?
-            .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+            .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+            .min(largest),
         after: request.get("ExclusiveStartKey").filter(|key| !key.is_null()).map(|key| table.place(key)).transpose()?,
         missed,
         consistent,
@@ -249,10 +260,66 @@ fn get_item(world: &mut World, request: &Value) -> Answer {
     Ok(table.get(&place, missed, now).map_or_else(|| "{}".to_owned(), |item| format!(r#"{{"Item":{item}}}"#)))
 }
 
+fn batch_get(world: &mut World, request: &Value) -> Answer {
+    let tables = request["RequestItems"].as_object().ok_or_else(|| Refusal::validation("RequestItems is missing"))?;
+    let keys = |asked: &Value| asked["Keys"].as_array().cloned().unwrap_or_default();
+    let count: usize = tables.values().map(|asked| keys(asked).len()).sum();
+    if !(1..=100).contains(&count) {
+        return Err(Refusal::validation("a batch has 1 to 100 keys"));
+    }
+    let now = world.now;
+    let mut answers = Vec::new();
+    for (name, asked) in tables {
+        let missed = world.missed(asked["ConsistentRead"] == true);
+        let table = world.table(name)?;
+        let mut places = Vec::new();
+        for key in keys(asked) {
+            places.push(table.place(&key)?);
+        }
+        places.sort_unstable();
+        if places.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(Refusal::validation("Provided list of item keys contains duplicates"));
+        }
+        let found: Vec<_> = places.iter().filter_map(|place| table.get(place, missed, now)).collect();
+        answers.push(format!("{}:[{}]", json!(name), found.join(",")));
+    }
+    Ok(format!(r#"{{"Responses":{{{}}},"UnprocessedKeys":{{}}}}"#, answers.join(",")))
+}
+
 fn put_item(world: &mut World, request: &Value) -> Answer {
     let name = text(request, "TableName")?;
-    let write = world.table(name)?.put(&request["Item"])?;
+    let table = world.table(name)?;
+    let write = table.put(&request["Item"])?;
+    if let Some(condition) = request["ConditionExpression"].as_str() {
+        let stored = table.items.get(&write.place).map(|stored| Arc::clone(&stored.item));
+        if !holds(condition, request, stored.as_deref())? {
+            return Err(Refusal::condition());
+        }
+    }
     written(world, name, write, request)
+}
+
+/// A condition whose parts, joined by AND, are `attribute_not_exists(a)`, `attribute_exists(a)` or `a = :value`.
+fn holds(condition: &str, request: &Value, stored: Option<&Item>) -> Result<bool, Refusal> {
+    let unknown = |part: &str| Refusal::validation(format!("the simulator does not know the condition {part}"));
+    let attribute = |name: &str| -> Option<Value> {
+        let name = request["ExpressionAttributeNames"][name.trim()].as_str().unwrap_or(name.trim());
+        stored?.get(name).cloned()
+    };
+    let mut all = true;
+    for part in condition.split(" AND ") {
+        let function = |name: &str| part.trim().strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')');
+        all &= if let Some(name) = function("attribute_not_exists") {
+            attribute(name).is_none()
+        } else if let Some(name) = function("attribute_exists") {
+            attribute(name).is_some()
+        } else {
+            let (name, value) = part.split_once('=').ok_or_else(|| unknown(part))?;
+            let value = request["ExpressionAttributeValues"].get(value.trim()).ok_or_else(|| unknown(part))?;
+            attribute(name).as_ref() == Some(value)
+        };
+    }
+    Ok(all)
 }
 
 fn delete_item(world: &mut World, request: &Value) -> Answer {

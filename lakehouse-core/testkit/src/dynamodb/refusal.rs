@@ -38,6 +38,13 @@ impl Refusal {
         Self::modelled("com.amazon.coral.service#AccessDeniedException", message)
     }
 
+    /// As the service tells it where a table's own key cannot be used.
+    pub(super) fn key_refused() -> Self {
+        let message = "The ciphertext refers to a customer master key that does not exist, or that you are not allowed to \
+             access: arn:aws:kms:us-east-1:000000000000:key/11111111-2222-4333-8444-555555555555";
+        Self::modelled("com.amazonaws.dynamodb.v20120810#KMSAccessDeniedException", message)
+    }
+
     pub(super) fn no_table(name: &str) -> Self {
         let message = format!("Requested resource not found: Table: {name} not found");
         Self::modelled("com.amazonaws.dynamodb.v20120810#ResourceNotFoundException", message)
@@ -51,6 +58,24 @@ impl Refusal {
     pub(super) fn no_shard(shard: &str) -> Self {
         let message = format!("Requested resource not found: Shard: {shard} does not exist");
         Self::modelled("com.amazonaws.dynamodb.v20120810#ResourceNotFoundException", message)
+    }
+
+    pub(super) fn condition() -> Self {
+        let message = "The conditional request failed";
+        Self::modelled("com.amazonaws.dynamodb.v20120810#ConditionalCheckFailedException", message)
+    }
+
+    pub(super) fn no_export(arn: &str) -> Self {
+        Self::modelled("com.amazonaws.dynamodb.v20120810#ExportNotFoundException", format!("Export not found: {arn}"))
+    }
+
+    pub(super) fn no_recovery(table: &str) -> Self {
+        let message = format!("Point in time recovery is not enabled for table '{table}'");
+        Self::modelled("com.amazonaws.dynamodb.v20120810#PointInTimeRecoveryUnavailableException", message)
+    }
+
+    pub(super) fn export_time(message: &str) -> Self {
+        Self::modelled("com.amazonaws.dynamodb.v20120810#InvalidExportTimeException", message)
     }
 
     pub(super) fn expired() -> Self {

@@ -99,7 +99,14 @@ impl Table {
     }
 
     pub(super) fn put(&self, item: &Value) -> Result<Write, Refusal> {
-        let stored = Stored::new(item)?;
+        self.put_stored(Stored::new(item)?)
+    }
+
+    pub(super) fn put_unchecked(&self, item: &Value) -> Result<Write, Refusal> {
+        self.put_stored(Stored::unchecked(item))
+    }
+
+    fn put_stored(&self, stored: Stored) -> Result<Write, Refusal> {
         let keys = item::key_of(&self.keys, &stored.item)?;
         Ok(Write { place: item::place_of(&self.keys, &keys)?, keys, new: Some(stored) })
     }

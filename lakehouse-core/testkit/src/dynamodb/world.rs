@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 
 use super::calls::{Calls, Operation};
+use super::exports::Exports;
 use super::habits::{Habits, happens};
 use super::item::{KeySchema, Stored};
 use super::refusal::Refusal;
@@ -29,6 +30,7 @@ pub(super) struct World {
     pub(super) streams: BTreeMap<String, Stream>,
     pub(super) calls: Calls,
     pub(super) chains: u64,
+    pub(super) exports: Exports,
     events: u64,
 }
 
@@ -50,6 +52,7 @@ impl World {
             streams: BTreeMap::new(),
             calls: Calls::default(),
             chains: 0,
+            exports: Exports::default(),
             events: 0,
         }
     }
@@ -84,6 +87,15 @@ impl World {
     /// The latest stream of a table, by the table's name; also of a table that is gone.
     pub(super) fn stream_of(&mut self, table: &str) -> Option<&mut Stream> {
         self.streams.values_mut().filter(|stream| stream.table == table).max_by_key(|stream| stream.created)
+    }
+
+    /// What the table's streams have recorded within a time, trimmed or not, in order.
+    pub(super) fn recorded(&self, table: &str, time: std::ops::Range<u64>) -> Vec<&Record> {
+        let streams = self.streams.values().filter(|stream| stream.table == table);
+        let records = streams.flat_map(|stream| &stream.shards).flat_map(|shard| &shard.records);
+        let mut records: Vec<&Record> = records.filter(|record| time.contains(&record.at)).collect();
+        records.sort_by_key(|record| record.sequence);
+        records
     }
 
     /// A new stream with a new ARN.

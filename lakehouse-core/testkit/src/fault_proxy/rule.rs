@@ -137,7 +137,7 @@ impl Canned {
         Self { status: 403, content_type: "application/json", error_type: Some("ExpiredTokenException"), body }
     }
 
-    pub(super) fn message(&self) -> Message {
+    pub(crate) fn message(&self) -> Message {
         let mut headers = vec![("content-type", self.content_type)];
         headers.extend(self.error_type.map(|kind| ("x-amzn-errortype", kind)));
         Message::answer(self.status, &headers, self.body.as_bytes())

@@ -1,0 +1,22 @@
+//! The commit protocol, catalogs, structure checks and rollback under test, a file a subject.
+
+#![cfg(test)]
+
+mod catalogs;
+mod compaction;
+mod crash;
+mod diff;
+mod fold;
+mod foreign_compaction;
+mod fsck;
+mod metadata_bounds;
+mod network;
+mod ownership;
+mod planted;
+mod protocol;
+mod requests;
+mod rest;
+mod rollback;
+mod support;
+#[path = "fsck/tiny.rs"]
+mod tiny;

@@ -1,0 +1,373 @@
+//! Rollbacks that race with the changes of a worker, with each other and with their own coordinators' deaths: between any
+//! look of the worker and its commit somebody begins one, goes on with one, turns one back or releases its tables. Whatever
+//! comes first, positions never go back by themselves, and in the end every mirror has its source's rows, each change once.
+//!
+//! `LAKEHOUSE_SEED` plays one history; `LAKEHOUSE_LONG=1` plays 2,000.
+
+use crate::support;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::between::{Between, Meddler};
+use crate::support::check::{difference, in_order};
+use crate::support::script::{Database, Identity, Script, Table, Writer, plain};
+use crate::support::world::{PIPELINE, Worker, World, halted, unreadable};
+use crate::support::{Violation, block_on, ensure, long, reading};
+use async_trait::async_trait;
+use fastrand::Rng;
+use futures::{StreamExt, stream};
+use iceberg::{TableCreation, TableUpdate};
+use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
+use lakehouse_core::commit::properties::{POSITION, TableState};
+use lakehouse_core::commit::{
+    CONTROL_NAMESPACE, Control, ControlState, Exit, GiveWay, Maintainer, Release, Stage, recorded_operations,
+};
+use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::planted::Planted;
+use lakehouse_core::position::Position;
+use lakehouse_core::rollback;
+use lakehouse_core::schema::TableName;
+use lakehouse_core::storage::Storage;
+use tokio::sync::Mutex;
+
+const AT_ONCE: usize = 4;
+/// Tables that go back; the third one only goes on.
+const ROLLED: usize = 2;
+/// Calls of the catalog after which a coordinator dies, at most.
+const LIFE: usize = 14;
+
+/// Inserts, updates, key changes, deletes and truncates on three tables, every value sent.
+fn script(seed: u64) -> Script {
+    let mut rng = Rng::with_seed(seed ^ 0xBAC2);
+    let identity = |n: u64| if (seed >> n) & 1 == 0 { Identity::Key } else { Identity::KeyFull };
+    let mut database = Database::new(vec![
+        Table::new("public.first", identity(0)).with_history(),
+        Table::new("public.second", identity(1)).with_history(),
+        Table::new("public.third", Identity::Key).with_history(),
+    ]);
+    database.transaction(|tx| (0..3).for_each(|table| tx.insert(table, plain(1, "copied", 1))));
+    database.copy_here();
+    for _ in 0..rng.usize(6..14) {
+        database.transaction(|tx| {
+            for _ in 0..rng.usize(1..5) {
+                act(tx, &mut rng);
+            }
+        });
+    }
+    database.done()
+}
+
+fn act(tx: &mut Writer<'_>, rng: &mut Rng) {
+    let (table, id, value) = (rng.usize(..3), rng.i64(0..5), rng.i64(0..1_000));
+    let is_there = tx.rows(table).iter().any(|row| row[0] == support::script::int(id));
+    match (is_there, rng.u8(..12)) {
+        (_, 0) => tx.truncate(table),
+        (false, _) => tx.insert(table, plain(id, &format!("note {value}"), value)),
+        (true, 1..=3) => tx.delete(table, id),
+        (true, _) => tx.update(table, id, |row| *row = plain(id, &format!("note {value}"), value), &[]),
+    }
+}
+
+/// What happened, over all histories.
+#[derive(Default)]
+struct Count {
+    begun: AtomicUsize,
+    rolled_back: AtomicUsize,
+    turned_back: AtomicUsize,
+    released: AtomicUsize,
+    died: AtomicUsize,
+}
+
+fn note(counter: &AtomicUsize) {
+    counter.fetch_add(1, Ordering::SeqCst);
+}
+
+/// The catalog as a coordinator sees it that dies after some calls; one in four dies with its last commit on its way.
+struct Dying {
+    inner: Arc<dyn Catalog>,
+    calls_left: AtomicUsize,
+    lands: bool,
+}
+
+impl Dying {
+    fn lives(&self) -> bool {
+        self.calls_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+fn dead() -> Problem {
+    Problem::retry("DEAD", "coordinator", "it is dead")
+}
+
+#[async_trait]
+impl Catalog for Dying {
+    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
+        self.inner.list(namespace).await
+    }
+
+    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
+        if self.lives() { self.inner.load(name, known).await } else { Err(dead()) }
+    }
+
+    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
+        self.inner.create(name, creation).await
+    }
+
+    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
+        if self.lives() {
+            return self.inner.commit(base, updates).await;
+        }
+        if self.lands {
+            self.inner.commit(base, updates).await?;
+        }
+        Err(dead())
+    }
+}
+
+/// Somebody at the operator's desk.
+struct Operator {
+    catalog: Arc<dyn Catalog>,
+    storage: Storage,
+    rng: Mutex<Rng>,
+    count: Arc<Count>,
+}
+
+impl Operator {
+    fn dying(&self, rng: &mut Rng) -> Maintainer {
+        let calls_left = AtomicUsize::new(if rng.bool() { usize::MAX } else { rng.usize(..LIFE) });
+        let dying = Dying { inner: Arc::clone(&self.catalog), calls_left, lands: rng.u8(..4) == 0 };
+        self.maintainer(Arc::new(dying))
+    }
+
+    fn maintainer(&self, catalog: Arc<dyn Catalog>) -> Maintainer {
+        Maintainer { catalog, storage: self.storage.clone(), give_way: GiveWay::default(), planted: Planted::none() }
+    }
+
+    async fn control(&self, maintainer: &Maintainer) -> Result<Control, Problem> {
+        Control::open(Arc::clone(&maintainer.catalog), self.storage.clone(), PIPELINE).await
+    }
+
+    /// One thing, at a moment that nobody has chosen.
+    async fn act(&self) -> Result<(), Problem> {
+        let mut rng = self.rng.lock().await;
+        if rng.u8(..3) > 0 {
+            return Ok(());
+        }
+        let maintainer = self.dying(&mut rng);
+        let done = match rng.u8(..6) {
+            0..=2 => self.begin(&maintainer, &mut rng).await,
+            3 => self.turn_back(&maintainer).await,
+            _ => self.release(&maintainer, &mut rng).await,
+        };
+        match done {
+            Err(problem) if problem.code == "DEAD" => note(&self.count.died),
+            // Somebody else was first, or there is nothing to do it to.
+            Err(problem) => {
+                let harmless = [
+                    "FENCED",
+                    "TABLE_MOVED",
+                    "CUT_NOT_REACHED",
+                    "ROLLBACK_OPEN",
+                    "TARGET_IS_HEAD",
+                    "NO_CUT",
+                    "OPERATION_UNKNOWN",
+                    "NOT_HELD",
+                    "TABLE_UNKNOWN",
+                ];
+                if !harmless.contains(&problem.code) {
+                    return Err(problem);
+                }
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    async fn begin(&self, maintainer: &Maintainer, rng: &mut Rng) -> Result<(), Problem> {
+        let mut control = self.control(maintainer).await?;
+        let mut targets = BTreeMap::new();
+        for number in 0..ROLLED {
+            let name = TableName::new("lake", ["first", "second"][number]);
+            if rng.u8(..4) == 0 {
+                continue;
+            }
+            let Some(table) = maintainer.catalog.load(&name, None).await? else { return Ok(()) };
+            let known = in_order(&table);
+            if let Some(target) = known.get(rng.usize(..known.len().max(1))) {
+                // A copy that is not whole is no state of the source.
+                if rollback::rows_position(&table, target.snapshot_id()).is_some() {
+                    targets.insert(name, target.snapshot_id());
+                }
+            }
+        }
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let plan = rollback::plan(&control, maintainer, &targets).await?;
+        rollback::begin(&mut control, plan, "test", "race").await?;
+        note(&self.count.begun);
+        let journal = rollback::run(&mut control, maintainer).await?;
+        match journal.map(|journal| journal.stage) {
+            Some(Stage::RolledBack) => note(&self.count.rolled_back),
+            _ => note(&self.count.turned_back),
+        }
+        Ok(())
+    }
+
+    async fn turn_back(&self, maintainer: &Maintainer) -> Result<(), Problem> {
+        let mut control = self.control(maintainer).await?;
+        let Some(last) = recorded_operations(control.table()).pop() else { return Ok(()) };
+        rollback::turn_back(&mut control, &last.id, "race").await?;
+        rollback::run(&mut control, maintainer).await?;
+        note(&self.count.turned_back);
+        Ok(())
+    }
+
+    /// Replays what is held; else goes on with what is open.
+    async fn release(&self, maintainer: &Maintainer, rng: &mut Rng) -> Result<(), Problem> {
+        let mut control = self.control(maintainer).await?;
+        rollback::run(&mut control, maintainer).await?;
+        let Some(last) = recorded_operations(control.table()).pop() else { return Ok(()) };
+        let cut = control.cut()?;
+        let mut releases = BTreeMap::new();
+        for table in last.tables.values() {
+            let held = cut.left.get(&table.source).is_some_and(|left| left.is_held() && left.release.is_none());
+            if let (true, Some(after)) = (held && rng.u8(..4) > 0, table.target_position) {
+                let release =
+                    Release { operation: last.id.clone(), after, exit: Exit::Replay, leave_out: Default::default() };
+                releases.insert(table.source.clone(), release);
+            }
+        }
+        if !releases.is_empty() {
+            control.release(releases).await?;
+            note(&self.count.released);
+        }
+        Ok(())
+    }
+}
+
+/// Before each commit of the worker to a table of changes the operator may act.
+#[async_trait]
+impl Meddler for Arc<Operator> {
+    async fn before_commit(&self, base: &LoadedTable) -> Result<(), Problem> {
+        match base.name.namespace != CONTROL_NAMESPACE && base.property(POSITION).is_some() {
+            true => self.act().await,
+            false => Ok(()),
+        }
+    }
+}
+
+async fn history(seed: u64, count: Arc<Count>) -> Result<usize, Violation> {
+    let mut made = None;
+    let world = World::through(script(seed), |inner, storage| {
+        let rng = Mutex::new(Rng::with_seed(seed));
+        let operator = Arc::new(Operator { catalog: Arc::clone(&inner), storage, rng, count: Arc::clone(&count) });
+        made = Some(Arc::clone(&operator));
+        Arc::new(Between { inner, meddler: operator })
+    });
+    let operator = made.expect("it was made");
+    let clean = operator.maintainer(Arc::clone(&operator.catalog));
+    let mut rng = Rng::with_seed(seed);
+    let gate = Arc::default();
+    for life in 0..200 {
+        let worker = Worker::random(life, &world.script, &mut rng);
+        match world.incarnation(&worker, &gate).await {
+            Err(problem) if problem.reaction == Reaction::Retry => continue,
+            Err(problem) => return Err(halted(&problem)),
+            Ok(()) => {}
+        }
+        // The script has ended: what is held comes back, one way or the other.
+        let mut control = operator.control(&clean).await.map_err(|problem| unreadable(&problem))?;
+        rollback::run(&mut control, &clean).await.map_err(|problem| unreadable(&problem))?;
+        let cut = control.cut().map_err(|problem| unreadable(&problem))?;
+        if cut.left.is_empty() && cut.position == world.script.end() {
+            return check(&world, seed).await;
+        }
+        let back = match rng.bool() {
+            true => operator.release(&clean, &mut rng).await,
+            false => operator.turn_back(&clean).await,
+        };
+        match back {
+            Err(problem) if problem.reaction == Reaction::Retry || problem.code == "NOT_HELD" => {}
+            other => other.map_err(|problem| unreadable(&problem))?,
+        }
+    }
+    Err(Violation::new("liveness", "the tables do not all come back"))
+}
+
+/// Every mirror and history is the script's, and no position has ever gone back. Returns the snapshots looked at.
+async fn check(world: &World, seed: u64) -> Result<usize, Violation> {
+    let mut seen = 0;
+    let (control, _) = ControlState::read(&*world.catalog, PIPELINE)
+        .await
+        .map_err(|problem| unreadable(&problem))?
+        .ok_or_else(|| Violation::new("control", "it is gone"))?;
+    let cut = control.cut.ok_or_else(|| Violation::new("cut", "there is none"))?;
+    for (number, table) in world.script.tables.iter().enumerate() {
+        for name in [table.mirror(), table.mirror().history()] {
+            let loaded = world.catalog.load(&name, None).await.map_err(|problem| unreadable(&problem))?;
+            let loaded = loaded.ok_or_else(|| Violation::new("missing table", name.to_string()))?;
+            ensure(cut.tables.contains_key(&name.to_string()), "cut", || format!("{name} is not in the last cut"))?;
+            let state = TableState::of(&loaded).map_err(|problem| unreadable(&problem))?;
+            let mut reached = Position::START;
+            for snapshot in in_order(&loaded) {
+                seen += 1;
+                let to = snapshot.summary().additional_properties.get("cdc.to").and_then(|to| to.parse().ok());
+                if let Some(to) = to {
+                    ensure(to >= reached, "positions go forward", || format!("{name}: {to} follows {reached}"))?;
+                    reached = to;
+                }
+            }
+            ensure(state.position == Some(reached), "position", || format!("{name}: {:?}, {reached}", state.position))?;
+            let head = loaded.snapshot_id().expect("it has snapshots");
+            if name == table.mirror() {
+                let read = reading::rows(&world.storage, &loaded, head, &mut HashMap::new()).await;
+                let (rows, _) = read.map_err(|problem| unreadable(&problem))?;
+                let expected = world.script.rows_at(number, world.script.end());
+                ensure(rows == expected, "rows at the end", || {
+                    format!("seed {seed}, {name}: {}", difference(&rows, &expected))
+                })?;
+            } else {
+                let read = reading::told(&world.storage, &loaded, head, &mut HashMap::new()).await;
+                let told = read.map_err(|problem| unreadable(&problem))?;
+                let expected = world.script.told(number, world.script.consistent_point, world.script.end());
+                ensure(told == expected, "every change once and in order", || {
+                    format!("seed {seed}, {name}: {}", difference(&told, &expected))
+                })?;
+            }
+        }
+    }
+    Ok(seen)
+}
+
+#[test]
+fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
+    let seeds = match std::env::var("LAKEHOUSE_SEED") {
+        Ok(seed) => vec![seed.parse().expect("a number")],
+        Err(_) => (0..if long() { 2_000 } else { 200 }).collect::<Vec<u64>>(),
+    };
+    let one = seeds.len() == 1;
+    let count = Arc::new(Count::default());
+    let snapshots: usize = block_on(async {
+        let played = seeds.into_iter().map(|seed| {
+            let count = Arc::clone(&count);
+            async move {
+                let played = tokio::spawn(history(seed, count)).await.expect("no panic");
+                played.unwrap_or_else(|violation| panic!("LAKEHOUSE_SEED={seed}: {violation}"))
+            }
+        });
+        stream::iter(played).buffer_unordered(AT_ONCE).fold(0, |sum, one| async move { sum + one }).await
+    });
+    let told = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+    let Count { begun, rolled_back, turned_back, released, died } = &*count;
+    println!(
+        "{} rollbacks begun, {} to their end, {} turned back, {} released, {} coordinators died, {snapshots} snapshots",
+        told(begun),
+        told(rolled_back),
+        told(turned_back),
+        told(released),
+        told(died)
+    );
+    assert!(one || [begun, rolled_back, turned_back, released, died].iter().all(|counter| told(counter) > 20));
+}
