@@ -96,7 +96,7 @@ pub(crate) fn problem(action: &'static str, subject: &str, trouble: Trouble) -> 
         Trouble::IteratorExpired => {
             Problem::retry("ITERATOR_EXPIRED", subject, format!("{action}: the iterator is too old"))
         }
-        Trouble::Trimmed => gap(subject, format!("{action}: the records that come next are trimmed")),
+        Trouble::Trimmed => gap(subject, &format!("{action}: the records that come next are trimmed"), None),
         Trouble::Missing(text) => {
             let remedy = "restore the table at the source, or take it out of the configuration; the lake is untouched";
             Problem::halt("SOURCE_GONE", subject, format!("{action}: {text}"), remedy)
@@ -115,8 +115,14 @@ pub(crate) fn problem(action: &'static str, subject: &str, trouble: Trouble) -> 
     }
 }
 
-/// Records that the service no longer has (protocol D, GAP).
-pub(crate) fn gap(subject: &str, message: String) -> Problem {
-    let remedy = "resync the table: a gap cannot be filled from the stream";
+/// Records that the service no longer has (protocol D, GAP). `read_until`: milliseconds since 1970.
+pub(crate) fn gap(subject: &str, what: &str, read_until: Option<i64>) -> Problem {
+    let age = read_until.map(|until| (chrono::Utc::now().timestamp_millis() - until).max(0) / 60_000);
+    let age = match age {
+        Some(minutes) => format!("{} h {} min ago", minutes / 60, minutes % 60),
+        None => "never since the table was taken up".to_owned(),
+    };
+    let message = format!("{what}; the stream was last read to its tip: {age}");
+    let remedy = "copy the table anew: `lakehouse resync`; a gap cannot be filled from the stream";
     Problem::halt_table("GAP", subject, message, remedy)
 }

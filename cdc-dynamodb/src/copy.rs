@@ -1,79 +1,85 @@
 //! The copy: a scan in parallel segments, every page with consistent reads (D5).
 //!
 //! It is no view of one moment. What it may have missed or seen too early comes again from the stream, which is followed
-//! from a place noted before the first page (D4); applying that once more changes nothing.
+//! from a place noted before the first page (D4); applying that once more changes nothing. So does a copy that goes on where
+//! an earlier incarnation left it (D6): each chunk's commit says where every segment goes on behind it (`progress.rs`).
 
-use std::collections::HashMap;
+mod progress;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnConsumedCapacity};
 use lakehouse_core::aws::pause;
 use lakehouse_core::copy::{ChunkTarget, CopyObserver, TableCopy, WrittenChunk};
 use lakehouse_core::error::Problem;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
+use crate::budget::Budget;
 use crate::client::{Clients, Trouble, problem, trouble};
-use crate::config::DynamodbSource;
-use crate::items::{ItemBuilder, ItemSchema};
-use crate::table::SourceTable;
+use crate::copy_rows::{Copied, CopyRows};
 use crate::value::Item;
 
-/// Bytes of a segment, about: a chunk of the copy.
-const SEGMENT_BYTES: u64 = 256 << 20;
+pub(crate) use progress::Progress;
+
+/// Bytes of a segment, about, and of a chunk of the copy, at most.
+const SEGMENT_BYTES: usize = 256 << 20;
 /// The service's bound.
 const MOST_SEGMENTS: u64 = 1_000_000;
-/// Items collected before they are written, and their bytes.
-const ROWS_AT_ONCE: usize = 65_536;
-const BYTES_AT_ONCE: usize = 16 << 20;
 /// Pages between the network and the writer of a segment.
 const PAGES_AHEAD: usize = 2;
-/// Attempts of one page are not bounded in number; after this many pauses the copy gives up and begins anew.
+/// Attempts of one page are not bounded in number; after this many pauses this incarnation gives up.
 const ATTEMPTS: u32 = 60;
 
-/// Copies one table.
+/// Copies one table, from its beginning or from where an earlier incarnation has come.
 pub(crate) async fn copy_table(
-    source: &DynamodbSource,
-    clients: &Clients,
-    table: &SourceTable,
-    items: &ItemSchema,
+    copied: Copied<'_>,
     copy: &mut TableCopy,
+    resumed: Option<Progress>,
     observer: &Arc<dyn CopyObserver>,
 ) -> Result<(), Problem> {
-    info!(table = table.name, items = table.items_estimated, "copy begins");
+    let Copied { source, clients, table, items, .. } = copied;
+    info!(table = table.name, items = table.items_estimated, resumed = resumed.is_some(), "copy begins");
     observer.begin(&table.name, table.bytes_estimated);
     let workers = source.copy_workers.max(1);
-    let wanted = (table.bytes_estimated / SEGMENT_BYTES).clamp(workers as u64, MOST_SEGMENTS);
-    let total = i32::try_from(wanted).unwrap_or(i32::MAX);
+    let mut progress = resumed.unwrap_or_else(|| {
+        let wanted = (table.bytes_estimated / SEGMENT_BYTES as u64).clamp(workers as u64, MOST_SEGMENTS);
+        Progress::begin(items, i32::try_from(wanted).unwrap_or(i32::MAX))
+    });
     let target = copy.target();
-    let mut segments = 0..total;
-    let mut running: JoinSet<Result<WrittenChunk, Problem>> = JoinSet::new();
+    // Tables are copied one after the other: a budget each is a budget for all.
+    let budget = Arc::new(Budget::new(source.settings.copy_read_units));
+    let stretch = |part: Part| Stretch {
+        clients: clients.clone(),
+        table: table.name.clone(),
+        rows: CopyRows::new(copied, target.clone(), Arc::clone(observer)),
+        target: target.clone(),
+        part,
+        until: Instant::now() + source.pace.copy_chunk,
+        budget: Arc::clone(&budget),
+    };
+    let mut waiting: VecDeque<Part> = progress.open().collect();
+    let mut running = JoinSet::new();
     loop {
         while running.len() < workers
-            && let Some(number) = segments.next()
+            && let Some(part) = waiting.pop_front().or_else(|| progress.begin_segment())
         {
-            let segment = Segment {
-                clients: clients.clone(),
-                table: table.name.clone(),
-                items: items.clone(),
-                target: target.clone(),
-                observer: Arc::clone(observer),
-                number,
-                total,
-                batch_bytes: (source.memory / 8 / workers).clamp(1 << 20, BYTES_AT_ONCE),
-            };
-            running.spawn(segment.copy());
+            running.spawn(stretch(part).copy());
         }
-        match running.join_next().await {
-            None => break,
-            Some(written) => {
-                let interrupted = |_| Err(Problem::retry("INTERRUPTED", &table.name, "the copy was interrupted"));
-                copy.commit_chunk(written.unwrap_or_else(interrupted)?).await?;
-            }
+        let Some(scanned) = running.join_next().await else { break };
+        let interrupted = |_| Err(Problem::retry("INTERRUPTED", &table.name, "the copy was interrupted"));
+        let (number, chunk, after) = scanned.unwrap_or_else(interrupted)?;
+        progress.reached(number, after.clone());
+        // The segment is read on while its chunk is committed.
+        if let Some(part) = after.map(|after| progress.part(number, Some(after))) {
+            running.spawn(stretch(part).copy());
         }
+        copy.commit_resumable(chunk, progress.text()).await?;
     }
     observer.done(&table.name);
     info!(table = table.name, rows = copy.rows(), "copy is done");
@@ -82,82 +88,99 @@ pub(crate) async fn copy_table(
 
 pub(crate) type RawItem = HashMap<String, AttributeValue>;
 
-/// One part of a scan.
-struct Segment {
-    clients: Clients,
-    table: String,
-    items: ItemSchema,
-    target: ChunkTarget,
-    observer: Arc<dyn CopyObserver>,
-    number: i32,
-    total: i32,
-    batch_bytes: usize,
+/// One segment of a scan, from some place on.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) number: i32,
+    pub(crate) total: i32,
+    /// The last key that was read.
+    pub(crate) after: Option<RawItem>,
 }
 
-impl Segment {
-    async fn copy(self) -> Result<WrittenChunk, Problem> {
+impl Part {
+    /// A scan in one piece.
+    pub(crate) fn whole() -> Self {
+        Self { number: 0, total: 1, after: None }
+    }
+}
+
+/// Pages of a segment that make a chunk.
+struct Stretch {
+    clients: Clients,
+    table: String,
+    rows: CopyRows,
+    target: ChunkTarget,
+    part: Part,
+    /// When what has been read by then is a chunk, however small: what a crash costs stays bounded in time.
+    until: Instant,
+    budget: Arc<Budget>,
+}
+
+impl Stretch {
+    /// The segment's number, the chunk, and the last key in it where the segment goes on.
+    async fn copy(self) -> Result<(i32, WrittenChunk, Option<RawItem>), Problem> {
         let (sender, receiver) = mpsc::channel(PAGES_AHEAD);
-        let (clients, table, number, total) = (self.clients.clone(), self.table.clone(), self.number, self.total);
+        let (clients, table, part) = (self.clients.clone(), self.table.clone(), self.part.clone());
+        let (budget, until, number) = (Arc::clone(&self.budget), self.until, self.part.number);
+        let taken = Arc::new(AtomicUsize::new(0));
+        let enough = || Instant::now() >= until || taken.load(Ordering::Relaxed) >= SEGMENT_BYTES;
         // Mapping and compressing are work for a thread of their own.
-        let writing = tokio::task::spawn_blocking(move || self.write(receiver));
-        let scanned = scan(&clients, &table, (number, total), sender).await;
+        let counted = Arc::clone(&taken);
+        let writing = tokio::task::spawn_blocking(move || self.write(receiver, &counted));
+        let scanned = scan(&clients, &table, part, &budget, sender, enough).await;
         let written = writing.await.unwrap_or_else(|_| Err(Problem::retry("INTERRUPTED", &table, "writing panicked")));
         // Where nobody takes pages any more, the writer says why.
-        written.and_then(|chunk| scanned.map(|()| chunk))
+        written.and_then(|chunk| scanned.map(|after| (number, chunk, after)))
     }
 
-    fn write(self, mut pages: mpsc::Receiver<Vec<RawItem>>) -> Result<WrittenChunk, Problem> {
-        let mut writer = self.target.writer()?;
-        let mut rows = self.items.builder();
-        let mut hand_on = |rows: &mut ItemBuilder| -> Result<(), Problem> {
-            let (count, bytes) = (rows.len() as u64, rows.bytes() as u64);
-            if count > 0 {
-                writer.write(self.target.schema(), &rows.finish().columns)?;
-                self.observer.advance(&self.table, count, bytes);
-            }
-            Ok(())
-        };
+    fn write(self, mut pages: mpsc::Receiver<Vec<RawItem>>, taken: &AtomicUsize) -> Result<WrittenChunk, Problem> {
+        let Self { target, mut rows, table, .. } = self;
+        let mut writer = target.writer()?;
         while let Some(page) = pages.blocking_recv() {
             for item in page {
-                let unreadable = |why: &dyn std::fmt::Display| {
+                let item = Item::try_from(item).map_err(|why| {
                     let remedy = "correct the table's columns in the configuration, or leave it out; report this";
-                    Problem::halt_table("ROW_UNREADABLE", &self.table, format!("a scanned item: {why}"), remedy)
-                };
-                let item = Item::try_from(item).map_err(|why| unreadable(&why))?;
-                rows.append(&item, None).map_err(|why| why.problem(&self.table))?;
-            }
-            if rows.len() >= ROWS_AT_ONCE || rows.bytes() >= self.batch_bytes {
-                hand_on(&mut rows)?;
+                    Problem::halt_table("ROW_UNREADABLE", &table, format!("a scanned item: {why}"), remedy)
+                })?;
+                taken.fetch_add(item.bytes(), Ordering::Relaxed);
+                rows.append(&mut writer, &item)?;
             }
         }
-        hand_on(&mut rows)?;
+        rows.hand_on(&mut writer)?;
         writer.finish()
     }
 }
 
-/// Reads one segment page by page.
+/// Reads a segment page by page, to its end or until there is `enough`; the last key where it goes on.
 pub(crate) async fn scan(
     clients: &Clients,
     table: &str,
-    (number, total): (i32, i32),
+    part: Part,
+    budget: &Budget,
     pages: mpsc::Sender<Vec<RawItem>>,
-) -> Result<(), Problem> {
-    let mut after: Option<RawItem> = None;
+    enough: impl Fn() -> bool,
+) -> Result<Option<RawItem>, Problem> {
+    let Part { number, total, mut after } = part;
     let mut attempt = 0;
     loop {
         let call = clients.tables.scan().table_name(table).consistent_read(true);
         let call = call.segment(number).total_segments(total).set_exclusive_start_key(after.clone());
+        let turn = budget.turn().await;
+        let call = call.set_limit(turn.limit).return_consumed_capacity(ReturnConsumedCapacity::Total);
         match call.send().await {
             Ok(page) => {
                 attempt = 0;
                 after = page.last_evaluated_key.filter(|key| !key.is_empty());
                 let items = page.items.unwrap_or_default();
-                if pages.send(items).await.is_err() || after.is_none() {
-                    return Ok(());
+                let units = page.consumed_capacity.and_then(|consumed| consumed.capacity_units);
+                budget.spent(turn, units, items.len());
+                if pages.send(items).await.is_err() || after.is_none() || enough() {
+                    return Ok(after);
                 }
             }
             Err(error) => match trouble(&error) {
                 Trouble::Passing(why) if attempt < ATTEMPTS => {
+                    budget.throttled(turn);
                     debug!(table, why, attempt, "no page, asking again");
                     sleep(pause(attempt).max(Duration::from_millis(50))).await;
                     attempt += 1;

@@ -18,10 +18,12 @@ mod types;
 use std::sync::Arc;
 
 use arrow_schema::DataType;
+use lakehouse_core::change::{Operation, Quarantined};
 use lakehouse_core::error::Problem;
 use lakehouse_core::schema::{Column, Key, PartitionBy, TableName, TableSchema};
 
 use crate::names::column_names;
+use crate::value::Item;
 
 pub use row::{ItemBuilder, ItemError, Rows};
 pub use types::{ColumnType, Unit};
@@ -52,7 +54,7 @@ pub enum Mismatch {
     Rest,
     /// The table halts.
     Fail,
-    /// The item goes to the quarantine, whole.
+    /// The item goes to the quarantine, whole, and its key leaves the mirror.
     Quarantine,
 }
 
@@ -160,6 +162,7 @@ impl ItemTable {
             partition: self.partition.clone(),
             history: self.history,
             many_lanes: true,
+            quarantine: columns.iter().any(|column| column.mismatch == Mismatch::Quarantine),
         }
     }
 
@@ -222,6 +225,39 @@ impl ItemSchema {
     /// How many of the columns, the first ones, are the key.
     fn key_columns(&self) -> usize {
         self.key
+    }
+
+    /// Attributes whose values send their item to the quarantine where they are of another type.
+    pub(crate) fn quarantining(&self) -> impl Iterator<Item = &str> {
+        let columns = self.columns.iter().filter(|column| column.mismatch == Mismatch::Quarantine);
+        columns.map(|column| column.attribute.as_str())
+    }
+
+    /// An item's key alone.
+    pub(crate) fn key_of(&self, item: &Item) -> Item {
+        let names: Vec<&str> = self.columns[..self.key].iter().map(|column| column.attribute.as_str()).collect();
+        item.only(&names)
+    }
+
+    /// An item that did not become a row, as the quarantine keeps it; `operation` is `None` for one that a copy has read.
+    /// `None` where `why` is no reason for the quarantine.
+    pub(crate) fn quarantined(
+        &self,
+        why: &ItemError,
+        operation: Option<Operation>,
+        item: &Item,
+        old: Option<&Item>,
+    ) -> Option<Quarantined> {
+        let ItemError::Quarantine { attribute, .. } = why else { return None };
+        Some(Quarantined {
+            operation,
+            key: self.key_of(item).canonical(),
+            image: item.canonical(),
+            old_image: old.map(Item::canonical),
+            column: attribute.clone(),
+            code: "VALUE_MISMATCH".to_owned(),
+            reason: why.to_string(),
+        })
     }
 
     /// Columns of old images: all, or those of the key.

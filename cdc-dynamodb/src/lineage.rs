@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lakehouse_core::lanes::{Lane, LaneOffset, Reached, TableLanes};
+use lakehouse_core::planted::{Bug, Planted};
 
 /// A shard as the service lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(crate) enum Start {
     /// At its first sequence number, never at the trim horizon: that would begin silently behind what was trimmed (D26).
     At(LaneOffset),
     After(LaneOffset),
+    /// The same where an export has brought what is trimmed behind it: if that is so, at what is left of it.
+    AfterIfKept(LaneOffset),
     /// At what is left of it: only where nothing that is gone was still to be read.
     Horizon,
 }
@@ -51,6 +54,9 @@ pub(crate) struct Lineage {
     lag: Duration,
     /// Being read by somebody.
     taken: BTreeSet<String>,
+    planted: Planted,
+    /// What is trimmed of them an export has brought.
+    bridged: BTreeSet<String>,
 }
 
 impl Lineage {
@@ -58,9 +64,9 @@ impl Lineage {
     /// others are read from where they begin; so up to `now` (milliseconds since 1970) nothing is missed. A shard that has a child has ended, whatever the listing says of it: read
     /// beside a child that is not, its old changes would come behind newer ones.
     pub(crate) fn begin(log: &str, listing: &[ListedShard], now: i64, lag: Duration) -> Self {
+        let parents: BTreeSet<&String> = listing.iter().filter_map(|shard| shard.parent.as_ref()).collect();
         let lane = |shard: &ListedShard| {
-            let has_child = listing.iter().any(|other| other.parent.as_ref() == Some(&shard.id));
-            let at = if shard.closed || has_child { Reached::End } else { Reached::Nothing };
+            let at = if shard.closed || parents.contains(&shard.id) { Reached::End } else { Reached::Nothing };
             (shard.id.clone(), Lane { parent: shard.parent.clone(), at })
         };
         let lanes = listing.iter().map(lane).collect();
@@ -71,7 +77,30 @@ impl Lineage {
 
     /// From what a cut or a table holds.
     pub(crate) fn resume(lanes: TableLanes, lag: Duration) -> Self {
-        Self { lanes, firsts: BTreeMap::new(), doubts: BTreeMap::new(), lag, taken: BTreeSet::new() }
+        let (firsts, doubts, taken) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { lanes, firsts, doubts, lag, taken, planted: Planted::none(), bridged: BTreeSet::new() }
+    }
+
+    /// With a deliberate fault, for tests.
+    pub(crate) fn with(self, planted: Planted) -> Self {
+        Self { planted, ..self }
+    }
+
+    /// Behind a gap that exports have closed.
+    pub(crate) fn resume_bridged(lanes: TableLanes, listing: &[ListedShard], lag: Duration) -> Self {
+        let bridged = lanes.lanes.keys().cloned().collect();
+        let mut resumed = Self { bridged, ..Self::resume(lanes, lag) };
+        resumed.note_firsts(listing);
+        resumed
+    }
+
+    /// A lane that no listing knows: an export.
+    pub(crate) fn begin_lane(&mut self, name: &str) {
+        self.lanes.lanes.entry(name.to_owned()).or_default();
+    }
+
+    pub(crate) fn lag(&self) -> Duration {
+        self.lag
     }
 
     pub(crate) fn lanes(&self) -> &TableLanes {
@@ -81,9 +110,10 @@ impl Lineage {
     /// Takes in one whole listing, read at `now` (any clock that does not go back). True if the lanes have changed.
     pub(crate) fn observe(&mut self, listing: &[ListedShard], now: Duration) -> Result<bool, Gap> {
         self.note_firsts(listing);
+        let listed: BTreeSet<&str> = listing.iter().map(|shard| shard.id.as_str()).collect();
         let registered = self.register(listing);
-        let forgotten = self.forget(listing);
-        self.check(listing, now)?;
+        let forgotten = self.forget(&listed);
+        self.check(listing, &listed, now)?;
         Ok(registered || forgotten)
     }
 
@@ -95,10 +125,11 @@ impl Lineage {
     fn register(&mut self, listing: &[ListedShard]) -> bool {
         let mut any = false;
         loop {
+            let has_child = self.parents();
             let known = |shard: &&ListedShard| {
                 !self.lanes.lanes.contains_key(&shard.id)
-                    && !self.is_old(shard)
                     && shard.parent.as_ref().is_some_and(|parent| self.lanes.lanes.contains_key(parent))
+                    && !has_child.contains(&shard.id)
             };
             let new: Vec<&ListedShard> = listing.iter().filter(known).collect();
             if new.is_empty() {
@@ -112,30 +143,38 @@ impl Lineage {
         }
     }
 
+    /// Shards whose child is here. One that is not here itself is old: it was read and forgotten, or it had ended before the
+    /// first start, whose listing lacked it. Its changes must not come behind its child's.
+    fn parents(&self) -> BTreeSet<String> {
+        self.lanes.lanes.values().filter_map(|lane| lane.parent.clone()).collect()
+    }
+
     /// Shards that have ended, are no longer listed and have handed on to their children; the eldest first, so that what is
     /// missing among the lanes is always old (D19).
-    fn forget(&mut self, listing: &[ListedShard]) -> bool {
+    fn forget(&mut self, listed: &BTreeSet<&str>) -> bool {
         let mut any = false;
         loop {
-            let lanes = &self.lanes.lanes;
-            let parents: BTreeSet<&String> = lanes.values().filter_map(|lane| lane.parent.as_ref()).collect();
-            let old = lanes.iter().find(|(id, lane)| {
+            let (lanes, has_child) = (&self.lanes.lanes, self.parents());
+            let old = lanes.iter().filter(|(id, lane)| {
                 let eldest = lane.parent.as_ref().is_none_or(|parent| !lanes.contains_key(parent));
-                let listed = listing.iter().any(|shard| shard.id == **id);
-                lane.at == Reached::End && eldest && !listed && parents.contains(id)
+                lane.at == Reached::End && eldest && !listed.contains(id.as_str()) && has_child.contains(*id)
             });
-            let Some(id) = old.map(|(id, _)| id.clone()) else { return any };
-            self.lanes.lanes.remove(&id);
-            self.firsts.remove(&id);
+            let old: Vec<String> = old.map(|(id, _)| id.clone()).collect();
+            if old.is_empty() {
+                return any;
+            }
             any = true;
+            for id in old {
+                self.lanes.lanes.remove(&id);
+                self.firsts.remove(&id);
+            }
         }
     }
 
     /// What looks like a loss, and whether it has lasted long enough to be one (D14, D17).
-    fn check(&mut self, listing: &[ListedShard], now: Duration) -> Result<(), Gap> {
-        let lanes = &self.lanes.lanes;
-        let lost =
-            lanes.iter().filter(|(id, lane)| lane.at != Reached::End && !listing.iter().any(|shard| shard.id == **id));
+    fn check(&mut self, listing: &[ListedShard], listed: &BTreeSet<&str>, now: Duration) -> Result<(), Gap> {
+        let (lanes, has_child) = (&self.lanes.lanes, self.parents());
+        let lost = lanes.iter().filter(|(id, lane)| lane.at != Reached::End && !listed.contains(id.as_str()));
         let lost = lost.map(|(id, lane)| {
             let reached = match lane.at {
                 Reached::Offset(offset) => offset.to_string(),
@@ -144,9 +183,8 @@ impl Lineage {
             (id.clone(), Gap::Lost { shard: id.clone(), reached })
         });
         let orphans = listing.iter().filter(|shard| {
-            let listed = |id: &String| listing.iter().any(|shard| shard.id == *id);
-            let waits = shard.parent.as_ref().is_some_and(listed);
-            !lanes.contains_key(&shard.id) && !waits && !self.is_old(shard)
+            let waits = shard.parent.as_ref().is_some_and(|parent| listed.contains(parent.as_str()));
+            !lanes.contains_key(&shard.id) && !waits && !has_child.contains(&shard.id)
         });
         let orphans = orphans.map(|shard| (shard.id.clone(), Gap::Orphan { shard: shard.id.clone() }));
         let found: BTreeMap<String, Gap> = lost.chain(orphans).collect();
@@ -160,10 +198,16 @@ impl Lineage {
         Ok(())
     }
 
-    /// Its child is here and it is not: it was read and forgotten, or it had ended before the first start, whose listing
-    /// lacked it. Its changes must not come behind its child's.
-    fn is_old(&self, shard: &ListedShard) -> bool {
-        self.lanes.lanes.values().any(|lane| lane.parent.as_ref() == Some(&shard.id))
+    /// Something is listed whose parent is not known, or was not when it was last listed.
+    pub(crate) fn has_orphans(&self) -> bool {
+        self.doubts.keys().any(|id| !self.lanes.lanes.contains_key(id))
+    }
+
+    /// Everything that is listed has been read to its end: of a stream that is disabled nothing follows.
+    pub(crate) fn is_done(&self, listing: &[ListedShard]) -> bool {
+        let (lanes, has_child) = (&self.lanes.lanes, self.parents());
+        lanes.values().all(|lane| lane.at == Reached::End)
+            && listing.iter().all(|shard| lanes.contains_key(&shard.id) || has_child.contains(&shard.id))
     }
 
     /// Shards that may be read and that nobody reads: those whose parent has been read to its end (D13). Each is handed out
@@ -172,11 +216,13 @@ impl Lineage {
         let lanes = &self.lanes.lanes;
         let ready = lanes.iter().filter(|(id, lane)| {
             let parent = lane.parent.as_ref().and_then(|parent| lanes.get(parent));
-            !self.taken.contains(*id) && parent.is_none_or(|parent| parent.at == Reached::End)
+            let due = parent.is_none_or(|parent| parent.at == Reached::End);
+            !self.taken.contains(*id) && (due || self.planted.is(Bug::ChildBeforeParent))
         });
         let start = |(id, lane): (&String, &Lane)| {
             let start = match lane.at {
                 Reached::End => return None,
+                Reached::Offset(offset) if self.bridged.contains(id) => Start::AfterIfKept(offset),
                 Reached::Offset(offset) => Start::After(offset),
                 Reached::Nothing => Start::At(*self.firsts.get(id)?),
             };
@@ -246,6 +292,18 @@ mod tests {
         let mut lineage = begun(&["a.", "b<a", "c", "d", "e<d"]);
         assert_eq!(lineage.take_readable(), ["b", "c", "e"].map(|id| (id.to_owned(), Start::At(number("100")))));
         assert_eq!(lineage.take_readable(), [], "each is handed out once");
+    }
+
+    #[test]
+    fn it_is_done_when_all_that_is_listed_is_read_and_not_before() {
+        let mut lineage = begun(&["a.", "b<a"]);
+        assert!(!lineage.is_done(&listing(&["a.", "b<a."])));
+        lineage.end("b");
+        assert!(lineage.is_done(&listing(&["a.", "b<a."])));
+        assert!(!lineage.is_done(&listing(&["a.", "b<a.", "c<b."])), "a child that is not known yet");
+        let mut old = begun(&["c<b"]);
+        old.end("c");
+        assert!(old.is_done(&listing(&["b.", "c<b."])), "a parent that had ended before the first start");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_dynamodbstreams::types::{Record, Shard, ShardIteratorType};
+use aws_sdk_dynamodbstreams::types::{Record, Shard, ShardIteratorType, StreamStatus};
 use lakehouse_core::aws::pause;
 use lakehouse_core::error::Problem;
 use lakehouse_core::lanes::LaneOffset;
@@ -16,20 +16,21 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::bridge::Bridged;
 use crate::client::{Clients, Trouble, gap, problem, trouble};
 use crate::config::Pace;
 use crate::lineage::{ListedShard, Start};
+use crate::tips::EmptyPages;
 
 /// Records of one answer, at most.
 const RECORDS: i32 = 1_000;
-/// Pages without records, in a row, after which an open shard counts as read to its tip: one says nothing.
-const EMPTY_AT_TIP: u32 = 3;
 /// Listings after a shard's end that are eager.
 const EAGER_LISTINGS: u32 = 8;
 /// Milliseconds for which a stream surely keeps a record: an hour less than it says.
-const SURELY_KEPT: i64 = 23 * 3_600_000;
-/// Listings in a row that must agree at a table's first start.
-const SETTLED: u32 = 3;
+pub(crate) const SURELY_KEPT: i64 = 23 * 3_600_000;
+/// Listings in a row that must agree, where what one of them lacks would be taken for nothing: at a table's first start, and
+/// about the children of a shard that has ended.
+pub(crate) const SETTLED: u32 = 3;
 /// Shards asked at the same time.
 const CALLS_AT_ONCE: usize = 64;
 /// After so long without an answer a warning says so (D23).
@@ -43,6 +44,14 @@ pub(crate) enum Told {
     Listing {
         table: Arc<str>,
         shards: Vec<ListedShard>,
+        begun: Instant,
+        /// The stream is disabled: nothing follows the shards that are listed.
+        disabled: bool,
+    },
+    /// From an export that closes a gap.
+    Bridged {
+        table: Arc<str>,
+        told: Bridged,
     },
     /// A table cannot be followed any further, or nothing can: the problem's reaction says which.
     Failed {
@@ -95,6 +104,12 @@ impl Shared {
 
     /// The shards of a stream, from all pages of one listing.
     pub(crate) async fn list_shards(&self, stream: &str) -> Result<Vec<ListedShard>, Trouble> {
+        Ok(self.list_and_status(stream).await?.0)
+    }
+
+    /// The same, and whether the stream was disabled when the listing began.
+    async fn list_and_status(&self, stream: &str) -> Result<(Vec<ListedShard>, bool), Trouble> {
+        let mut disabled = None;
         let mut shards = Vec::new();
         let mut after: Option<String> = None;
         loop {
@@ -106,12 +121,14 @@ impl Shared {
             let call = self.clients.streams.describe_stream().stream_arn(stream);
             let page = call.set_exclusive_start_shard_id(after.take()).send().await.map_err(|error| trouble(&error))?;
             let description = page.stream_description();
+            let status = description.and_then(|description| description.stream_status());
+            disabled = disabled.or(Some(status == Some(&StreamStatus::Disabled)));
             for shard in description.map(|description| description.shards()).unwrap_or_default() {
                 shards.push(listed(shard)?);
             }
             after = description.and_then(|description| description.last_evaluated_shard_id()).map(str::to_owned);
             if after.is_none() {
-                return Ok(shards);
+                return Ok((shards, disabled.unwrap_or(false)));
             }
         }
     }
@@ -139,13 +156,16 @@ fn listed(shard: &Shard) -> Result<ListedShard, Trouble> {
 
 /// Lists the shards of one stream for ever: at a slow pace, and faster for a while when `nudge` says that one has ended.
 pub(crate) async fn discover(shared: Shared, table: Arc<str>, stream: String, nudge: Arc<Notify>) {
-    let mut eager = 0;
+    // Shards that had ended before the start are soon known to have all their children.
+    let mut eager = SETTLED;
     let mut patience = Patience::default();
     loop {
-        match shared.list_shards(&stream).await {
-            Ok(shards) => {
+        let begun = Instant::now();
+        match shared.list_and_status(&stream).await {
+            Ok((shards, disabled)) => {
                 patience = Patience::default();
-                if shared.told.send(Told::Listing { table: Arc::clone(&table), shards }).await.is_err() {
+                let told = Told::Listing { table: Arc::clone(&table), shards, begun, disabled };
+                if shared.told.send(told).await.is_err() {
                     return;
                 }
             }
@@ -191,7 +211,7 @@ impl ShardReader {
         let mut patience = Patience::default();
         let Pace { first_idle, longest_idle, .. } = self.shared.pace;
         let mut idle = first_idle;
-        let mut empty = 0;
+        let mut empty = EmptyPages::default();
         let mut iterator: Option<String> = None;
         loop {
             let at = match iterator.take() {
@@ -223,11 +243,17 @@ impl ShardReader {
             let next = page.next_shard_iterator;
             let records = page.records.unwrap_or_default();
             let (nothing, ended) = (records.is_empty(), next.is_none());
-            empty = if nothing { empty + 1 } else { 0 };
             if let Some(last) = records.last() {
                 self.start = Start::After(sequence_of(last).map_err(|why| self.unreadable(&why))?);
             }
-            let at_tip = (empty >= EMPTY_AT_TIP).then_some(asked);
+            // Where a shard ends nobody knows since when.
+            let at_tip = match nothing && !ended {
+                true => empty.another(asked),
+                false => {
+                    empty.clear();
+                    None
+                }
+            };
             if !nothing || ended || at_tip.is_some() {
                 let (table, shard) = (Arc::clone(&self.table), Arc::clone(&self.shard));
                 let page = Page { table, shard, records, ended, at_tip };
@@ -252,7 +278,9 @@ impl ShardReader {
     async fn iterator(&self) -> Result<String, Trouble> {
         let (kind, sequence) = match self.start {
             Start::At(sequence) => (ShardIteratorType::AtSequenceNumber, Some(sequence)),
-            Start::After(sequence) => (ShardIteratorType::AfterSequenceNumber, Some(sequence)),
+            Start::After(sequence) | Start::AfterIfKept(sequence) => {
+                (ShardIteratorType::AfterSequenceNumber, Some(sequence))
+            }
             Start::Horizon => (ShardIteratorType::TrimHorizon, None),
         };
         let call = self.shared.clients.streams.get_shard_iterator().stream_arn(&self.stream);
@@ -278,6 +306,10 @@ impl ShardReader {
                 self.start = Start::Horizon;
                 Ok(())
             }
+            Trouble::Trimmed if matches!(self.start, Start::AfterIfKept(_)) => {
+                self.start = Start::Horizon;
+                Ok(())
+            }
             Trouble::Trimmed => Err(self.gap("the records that come next are trimmed")),
             Trouble::Missing(_) => Err(self.gap("the shard is gone")),
             other => Err(problem(action, &self.table, other)),
@@ -293,9 +325,9 @@ impl ShardReader {
         let reached = match &self.start {
             Start::At(first) => format!("nothing of it is read, it begins at {first}"),
             Start::Horizon => "nothing of it is read".to_owned(),
-            Start::After(last) => format!("it is read up to {last}"),
+            Start::After(last) | Start::AfterIfKept(last) => format!("it is read up to {last}"),
         };
-        gap(&self.table, format!("shard {}: {why}; {reached}", self.shard))
+        gap(&self.table, &format!("shard {}: {why}; {reached}", self.shard), self.read_until)
     }
 
     fn unreadable(&self, why: &str) -> Problem {

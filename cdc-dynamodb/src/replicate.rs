@@ -4,23 +4,33 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use lakehouse_core::commit::Control;
 use lakehouse_core::copy::CopyObserver;
-use lakehouse_core::error::{Problem, Reaction};
-use lakehouse_core::lakehouse::{Environment, Lakehouse};
+use lakehouse_core::error::Problem;
+use lakehouse_core::lakehouse::{Environment, Lakehouse, UnfinishedCopy};
 use lakehouse_core::lanes::{Lanes, TableLanes};
 use lakehouse_core::pipeline::{self, Limits};
 use lakehouse_core::position::{Boundary, Position};
+use lakehouse_core::schema::TableSchema;
+use lakehouse_core::spool::{KeptSpool, SpoolSettings, Spooled};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
+use crate::bridge::{Bridge, is_unfinished};
 use crate::chunk::ChunkBuilder;
 use crate::client::{Clients, gap, problem};
-use crate::config::{DynamodbSource, Pace};
-use crate::copy::copy_table;
+use crate::config::{CopyRoad, DynamodbSource, OnGap, Pace};
+use crate::copy::{Progress, copy_table};
+use crate::copy_rows::Copied;
+use crate::export::copy_exported;
+use crate::infer;
 use crate::items::ItemSchema;
+use crate::lease;
 use crate::lineage::Lineage;
-use crate::reader::lister;
+use crate::mismatches::Mismatches;
+use crate::reader::{SURELY_KEPT, lister};
 use crate::stream::{DynamodbStream, Followed};
 use crate::table::SourceTable;
 
@@ -29,6 +39,17 @@ const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs until `stop`, or until something ends this incarnation; the problem's reaction says whether to come back.
 pub async fn replicate(
+    source: &DynamodbSource,
+    environment: Environment,
+    limits: Limits,
+    observer: Arc<dyn CopyObserver>,
+    stop: CancellationToken,
+) -> Result<(), Problem> {
+    let incarnation = incarnation(source, environment, limits, observer, stop.clone());
+    lease::while_held(source, &stop, incarnation).await
+}
+
+async fn incarnation(
     source: &DynamodbSource,
     environment: Environment,
     limits: Limits,
@@ -79,8 +100,11 @@ impl<'a> Start<'a> {
         let mut tables = Vec::new();
         for name in &source.tables {
             let table = SourceTable::describe(&clients, name).await?;
-            let items = table.items(source)?;
+            let items = infer::items(source, &clients, &table, environment.catalog.as_ref()).await?;
             let stream = table.followable(items.table().history)?.to_owned();
+            if let Some(warning) = table.warning() {
+                warn!("{warning}");
+            }
             tables.push(Captured { table, items, stream });
         }
         let identity = identity(source, &tables)?;
@@ -96,7 +120,7 @@ impl<'a> Start<'a> {
         Ok(Self { source, environment, clients, control, identity, tables })
     }
 
-    async fn go(self, observer: &Arc<dyn CopyObserver>) -> Result<(DynamodbStream, Lakehouse), Problem> {
+    async fn go(self, observer: &Arc<dyn CopyObserver>) -> Result<(Spooled<DynamodbStream>, Lakehouse), Problem> {
         let Self { source, environment, clients, control, identity, tables } = self;
         // Before anything is scanned (D4): the streams are followed from here.
         let begun = match &control.state().cut {
@@ -104,26 +128,83 @@ impl<'a> Start<'a> {
             None => begin(&clients, source.pace, tables.iter()).await?,
         };
         let first = Boundary { position: Position::new(1), lanes: begun.clone() };
-        let schemas = tables.iter().map(|captured| Arc::clone(captured.items.table())).collect();
-        let mut lakehouse = Lakehouse::go(environment, control, identity, first, schemas).await?;
-        copy_rest(source, &clients, &mut lakehouse, &tables, &begun, observer).await?;
-        let mut followed = BTreeMap::new();
-        for captured in tables {
-            let name = captured.table.name.clone();
-            let Some(lanes) = lakehouse.resume_lanes(&name) else { continue };
-            match check(&captured, &lanes) {
-                Ok(()) => {
-                    let lineage = Lineage::resume(TableLanes::clone(&lanes), source.pace.listing_lag);
-                    let builder = ChunkBuilder::new(&captured.items);
-                    followed.insert(name, Followed { stream: captured.stream, lineage, builder });
-                }
-                Err(problem) => {
-                    lakehouse.leave(&name, lakehouse.resume_position(), problem.code, problem.message);
-                }
+        let schemas: Vec<Arc<TableSchema>> = tables.iter().map(|captured| Arc::clone(captured.items.table())).collect();
+        let mismatches = Mismatches::open(&environment.local_state);
+        let (spool, planted) = (environment.local_state.join("stream-spool"), environment.planted);
+        let mut lakehouse = Lakehouse::go(environment, control, identity, first, schemas.clone()).await?;
+        // What an earlier incarnation has read of the streams, and no cut holds yet (D10).
+        let kept = tokio::task::block_in_place(|| KeptSpool::open(&spool, &schemas))?;
+        let mut gaps = BTreeMap::new();
+        for captured in &tables {
+            let (name, on_gap) = (&captured.table.name, source.on_gap(&captured.table.name));
+            let lanes = lakehouse.resume_lanes(name).map(|lanes| follows(kept.as_ref(), name, &lanes));
+            if let Some(Err(problem)) = lanes.map(|lanes| check(captured, &lanes)) {
+                lakehouse.leave(name, lakehouse.resume_position(), problem.code, problem.message);
+            }
+            match on_gap {
+                OnGap::Resync if lakehouse.left(name).is_some_and(|left| is_gap(&left.code)) => lakehouse.resync(name),
+                // A table that was left for its gap comes back where that is closed now.
+                OnGap::IncrementalExport => gaps.extend(lakehouse.rejoin(name, "GAP").map(|gap| (name.clone(), gap))),
+                OnGap::Fail | OnGap::Resync => {}
             }
         }
-        let reached = lakehouse.highest_position();
-        Ok((DynamodbStream::start(clients, source.pace, followed, reached), lakehouse))
+        let copies = copies(source, &clients, &lakehouse, &tables, begun, kept.as_ref()).await?;
+        // Tables that go on with what is kept, with what they have read themselves; and those that do not.
+        let (mut own, mut begun) = (BTreeMap::new(), Lanes::default());
+        let mut follow = |captured: &Captured| {
+            let name = &captured.table.name;
+            let copied = copies.iter().find(|copy| copy.captured.table.name == *name);
+            let lanes = match copied {
+                Some(copy) => copy.lanes.of(name).cloned(),
+                None => lakehouse.resume_lanes(name),
+            };
+            let (lanes, gap) = (lanes?, gaps.remove(name));
+            // A copy that begins anew sees what is kept as it stands by now.
+            let goes_on = gap.is_none() && copied.is_none_or(|copy| copy.resumed.is_some());
+            let kept = kept.as_ref().filter(|_| goes_on).and_then(|kept| kept.follows(name, &lanes));
+            match kept {
+                Some(_) => drop(own.insert(name.clone(), Arc::clone(&lanes))),
+                None => begun.set(name, TableLanes::clone(&lanes)),
+            }
+            let lanes = kept.unwrap_or_else(|| TableLanes::clone(&lanes));
+            let lineage = Lineage::resume(lanes, source.pace.listing_lag).with(planted);
+            let on_gap = source.on_gap(name);
+            let bridge = (on_gap == OnGap::IncrementalExport)
+                .then(|| Bridge { source: Arc::new(source.clone()), table: captured.table.clone() });
+            let followed = Followed {
+                stream: captured.stream.clone(),
+                lineage,
+                builder: ChunkBuilder::new(&captured.items, mismatches.clone()),
+                keeps_expired: source.keeps_expired(name),
+                bridge,
+                gap,
+                resync: on_gap == OnGap::Resync,
+            };
+            Some((name.clone(), followed))
+        };
+        let followed = tables.iter().filter_map(&mut follow).collect();
+        // Each copy may take the number of a boundary for itself.
+        let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
+        let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
+        let stream = DynamodbStream::start(clients.clone(), source.pace, followed, reached);
+        let mut stream = match kept {
+            Some(kept) if own.is_empty() || (copies.is_empty() && kept.is_said(&own)) => {
+                kept.discard();
+                Spooled::new(stream)
+            }
+            Some(kept) => {
+                info!(tables = own.len(), position = %kept.position(), "what an earlier worker has read of the streams is kept");
+                Spooled::resume(stream, kept, own, &schemas)?
+            }
+            None => Spooled::new(stream),
+        };
+        if !copies.is_empty() {
+            let settings = SpoolSettings { folder: &spool, boundary: source.pace.copy_chunk };
+            let copied = copy_all(source, &clients, &mismatches, &mut lakehouse, copies, observer);
+            stream.during(settings, begun, copied).await?;
+        }
+        lakehouse.mark_left().await?;
+        Ok((stream, lakehouse))
     }
 }
 
@@ -147,45 +228,150 @@ async fn begin<'a>(
     pace: Pace,
     tables: impl Iterator<Item = &'a Captured>,
 ) -> Result<Lanes, Problem> {
-    let shared = lister(clients, pace);
-    let mut lanes = Lanes::default();
-    for captured in tables {
+    let shared = &lister(clients, pace);
+    // All at once: each takes some seconds to settle.
+    let begun = tables.map(|captured| async move {
         let name = &captured.table.name;
         let listing = shared.list_settled(&captured.stream).await;
         let listing = listing.map_err(|trouble| problem("dynamodb:DescribeStream", name, trouble))?;
         let now = chrono::Utc::now().timestamp_millis();
-        lanes.set(name, Lineage::begin(&captured.stream, &listing, now, pace.listing_lag).lanes().clone());
+        let lineage = Lineage::begin(&captured.stream, &listing, now, pace.listing_lag);
+        Ok::<_, Problem>((name, lineage.lanes().clone()))
+    });
+    let mut lanes = Lanes::default();
+    for (name, begun) in try_join_all(begun).await? {
+        lanes.set(name, begun);
     }
     Ok(lanes)
 }
 
-/// Copies the tables that have no copy yet, each from lanes that were noted before: `begun`, or its own.
-async fn copy_rest(
+/// A table that is about to be copied, and its lanes as they were noted before (D4).
+struct Copy<'a> {
+    captured: &'a Captured,
+    lanes: Lanes,
+    /// Where an earlier incarnation has come.
+    resumed: Option<Progress>,
+}
+
+async fn copies<'a>(
     source: &DynamodbSource,
     clients: &Clients,
-    lakehouse: &mut Lakehouse,
-    tables: &[Captured],
-    begun: &Lanes,
-    observer: &Arc<dyn CopyObserver>,
-) -> Result<(), Problem> {
+    lakehouse: &Lakehouse,
+    tables: &'a [Captured],
+    begun: Lanes,
+    kept: Option<&KeptSpool>,
+) -> Result<Vec<Copy<'a>>, Problem> {
+    let mut copies = Vec::new();
     for schema in lakehouse.tables_to_copy() {
         let captured = tables.iter().find(|captured| captured.table.name == schema.source);
         let captured = captured.expect("the lake was opened with these tables");
+        if let Some(copy) = resumed(source, lakehouse, captured, kept) {
+            copies.push(copy);
+            continue;
+        }
         let lanes = match begun.of(&schema.source) {
             Some(_) => begun.clone(),
             None => begin(clients, source.pace, std::iter::once(captured)).await?,
         };
-        let mut copy = lakehouse.begin_copy(&schema.source)?;
-        let copied = copy_table(source, clients, &captured.table, &captured.items, &mut copy, observer).await;
-        copied.map_err(|problem| match problem.reaction {
-            // A table whose items cannot be taken stops the first copy as a whole: nothing streams yet.
-            Reaction::HaltTable => Problem { reaction: Reaction::Halt, ..problem },
-            _ => problem,
-        })?;
-        let reached = Boundary { position: lakehouse.resume_position(), lanes };
-        lakehouse.finish_copy(copy, reached).await?;
+        copies.push(Copy { captured, lanes, resumed: None });
+    }
+    Ok(copies)
+}
+
+/// A scan that an earlier incarnation has begun, if it can be gone on with (D6): what its lanes were noted for is still in
+/// the stream, or is kept, and items still become the same rows.
+fn resumed<'a>(
+    source: &DynamodbSource,
+    lakehouse: &Lakehouse,
+    captured: &'a Captured,
+    kept: Option<&KeptSpool>,
+) -> Option<Copy<'a>> {
+    let name = &captured.table.name;
+    let UnfinishedCopy { resume, lanes } = lakehouse.unfinished_copy(name)?;
+    let anew = |why: &str| info!(table = name, why, "an interrupted copy begins anew");
+    if source.copy_road(name) != CopyRoad::Scan {
+        anew("it was a scan");
+        return None;
+    }
+    if lanes.log != captured.stream {
+        anew("the table has another stream now");
+        return None;
+    }
+    let now = chrono::Utc::now().timestamp_millis();
+    if follows(kept, name, &lanes).read_until.is_none_or(|noted| now.saturating_sub(noted) >= SURELY_KEPT) {
+        anew("the stream may have forgotten what followed its begin");
+        return None;
+    }
+    let Some(progress) = Progress::resume(&resume, &captured.items) else {
+        anew("its items became other rows, or another release wrote how far it had come");
+        return None;
+    };
+    let mut all = Lanes::default();
+    all.set(name, TableLanes::clone(&lanes));
+    Some(Copy { captured, lanes: all, resumed: Some(progress) })
+}
+
+async fn copy_all(
+    source: &DynamodbSource,
+    clients: &Clients,
+    mismatches: &Mismatches,
+    lakehouse: &mut Lakehouse,
+    copies: Vec<Copy<'_>>,
+    observer: &Arc<dyn CopyObserver>,
+) -> Result<(), Problem> {
+    for copy in copies {
+        let name = copy.captured.table.name.clone();
+        let Captured { table, items, .. } = copy.captured;
+        let what = Copied { source, clients, table, items, mismatches };
+        let copied = copy_one(what, lakehouse, copy, observer).await;
+        copied.or_else(|problem| lakehouse.give_up_copy(&name, problem))?;
     }
     Ok(())
+}
+
+async fn copy_one(
+    what: Copied<'_>,
+    lakehouse: &mut Lakehouse,
+    Copy { lanes, resumed, .. }: Copy<'_>,
+    observer: &Arc<dyn CopyObserver>,
+) -> Result<(), Problem> {
+    let name = &what.table.name;
+    let mut copy = match resumed {
+        Some(_) => lakehouse.resume_copy(name)?,
+        None => lakehouse.begin_copy(name).await?,
+    };
+    match what.source.copy_road(name) {
+        CopyRoad::Scan => {
+            if let Some(noted) = lanes.of(name) {
+                copy.note_lanes(Arc::clone(noted));
+            }
+            copy_table(what, &mut copy, resumed, observer).await?;
+        }
+        CopyRoad::Export => {
+            let noted = lanes.of(name).and_then(|lanes| lanes.read_until).unwrap_or(i64::MAX);
+            copy_exported(what, &mut copy, noted, observer).await?;
+        }
+    }
+    let reached = match copy.is_resync() {
+        false => Boundary { position: lakehouse.resume_position(), lanes },
+        // The table has a position already: the next boundary is the one at which all others stand where they stood.
+        true => {
+            let mut all = lakehouse.resume_boundary().lanes;
+            lanes.tables().for_each(|(table, lanes)| all.set(table, TableLanes::clone(lanes)));
+            Boundary { position: lakehouse.highest_position().next(), lanes: all }
+        }
+    };
+    lakehouse.finish_copy(copy, reached).await
+}
+
+/// From where a table's log is followed that has read `own` itself: behind what is kept, if it goes on with that.
+fn follows(kept: Option<&KeptSpool>, table: &str, own: &TableLanes) -> TableLanes {
+    kept.and_then(|kept| kept.follows(table, own)).unwrap_or_else(|| own.clone())
+}
+
+/// True for the codes of a table whose stream does not go on from what the lake has read.
+fn is_gap(code: &str) -> bool {
+    matches!(code, "GAP" | "IDENTITY" | "STREAM_ENDED")
 }
 
 /// Whether the stream still goes on from what the lake has read (D2, D26).
@@ -196,12 +382,13 @@ fn check(captured: &Captured, lanes: &TableLanes) -> Result<(), Problem> {
         let remedy = "resync the table: what was written between the two streams is in neither";
         return Err(Problem::halt_table("IDENTITY", name, message, remedy));
     }
+    if is_unfinished(lanes) {
+        return Err(gap(name, "an export that was to close a gap was not read to its end", lanes.read_until));
+    }
     let now = chrono::Utc::now().timestamp_millis();
     let age = lanes.read_until.map_or(0, |until| now.saturating_sub(until));
     if u128::try_from(age).is_ok_and(|age| age > RETENTION.as_millis()) {
-        let hours = age / 3_600_000;
-        let message = format!("the stream was last read to its tip {hours} hours ago, it keeps its records for 24");
-        return Err(gap(name, message));
+        return Err(gap(name, "the stream keeps its records for 24 hours, and some are gone", lanes.read_until));
     }
     Ok(())
 }

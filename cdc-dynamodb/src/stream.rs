@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aws_sdk_dynamodbstreams::types::{AttributeValue, OperationType, Record};
 use lakehouse_core::change::{Operation, Origin};
 use lakehouse_core::commit::DurablePosition;
 use lakehouse_core::error::{Problem, Reaction};
-use lakehouse_core::lanes::{Lanes, TableLanes};
+use lakehouse_core::lanes::{LaneOffset, Lanes, TableLanes};
 use lakehouse_core::position::{Boundary, Position};
 use lakehouse_core::source::{ChangeSource, SourceEvent};
 use tokio::sync::{Notify, mpsc};
@@ -20,17 +21,20 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::bridge::{Bridge, Bridged, not_closed};
 use crate::chunk::{Change, ChunkBuilder};
 use crate::client::{Clients, gap};
 use crate::config::Pace;
+use crate::export::ExportedChange;
 use crate::lineage::{Lineage, ListedShard};
 use crate::reader::{Page, ShardReader, Shared, Told, discover, sequence_of};
+use crate::tips::Tips;
 use crate::value::Item;
 
 /// Bytes of records after which they go out.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Pages between the readers and here.
-const PAGES_AHEAD: usize = 16;
+const PAGES_AHEAD: usize = 4;
 /// A record's time is rounded down to the second.
 const CLOCK_GRAIN: i64 = 1_000;
 
@@ -40,6 +44,14 @@ pub(crate) struct Followed {
     pub(crate) stream: String,
     pub(crate) lineage: Lineage,
     pub(crate) builder: ChunkBuilder,
+    /// Deletions by time to live do not reach the mirror.
+    pub(crate) keeps_expired: bool,
+    /// What closes gaps, where that is wanted.
+    pub(crate) bridge: Option<Bridge>,
+    /// Why it cannot be followed before that is done.
+    pub(crate) gap: Option<String>,
+    /// A gap calls for a resync.
+    pub(crate) resync: bool,
 }
 
 struct FollowedTable {
@@ -49,10 +61,16 @@ struct FollowedTable {
     /// The lanes as they were when they last went out, and whether they have changed since.
     told: Arc<TableLanes>,
     moved: bool,
-    /// Milliseconds since 1970 at which a shard was last known to be read to its tip.
-    tips: HashMap<Arc<str>, i64>,
+    /// Number of the boundary behind the changes that went out last.
+    sent: u64,
+    tips: Tips,
     nudge: Arc<Notify>,
     readers: JoinSet<()>,
+    keeps_expired: bool,
+    bridge: Option<Bridge>,
+    /// The gap that is being closed; what shards have told before does not count any more.
+    gap: Option<String>,
+    resync: bool,
 }
 
 pub(crate) struct DynamodbStream {
@@ -62,10 +80,22 @@ pub(crate) struct DynamodbStream {
     events: VecDeque<SourceEvent>,
     /// Number of the boundary that comes next.
     next: u64,
+    /// Number of the boundary that a cut holds.
+    durable: AtomicU64,
     pending_since: Option<Instant>,
     linger: Duration,
-    /// The clock of `lineage.rs`.
+    eager_listing: Duration,
+    /// The clock of `lineage.rs` and `tips.rs`.
     started: Instant,
+    resync: Resync,
+}
+
+/// A table that is to be copied anew: once a cut says that it has left, this incarnation ends, and the next one copies it.
+struct Resync {
+    /// The table, and the boundary whose cut says so.
+    of: Option<(Arc<str>, u64)>,
+    /// A cut has been written.
+    moved: Notify,
 }
 
 impl DynamodbStream {
@@ -75,25 +105,110 @@ impl DynamodbStream {
         let shared = Shared::new(clients, pace, sender);
         let tables = tables.into_iter().map(|(name, followed)| {
             let name: Arc<str> = name.into();
-            let Followed { stream, lineage, builder } = followed;
-            let (nudge, mut readers) = (Arc::new(Notify::new()), JoinSet::new());
-            readers.spawn(discover(shared.clone(), Arc::clone(&name), stream.clone(), Arc::clone(&nudge)));
+            let Followed { stream, lineage, builder, keeps_expired, bridge, gap, resync } = followed;
+            let (nudge, readers) = (Arc::new(Notify::new()), JoinSet::new());
+            let tips = Tips::resume(lineage.lanes(), pace.eager_listing);
             let told = Arc::new(lineage.lanes().clone());
-            (name, FollowedTable { stream, lineage, builder, told, moved: false, tips: HashMap::new(), nudge, readers })
+            let (moved, sent) = (false, 0);
+            let table = FollowedTable {
+                stream,
+                lineage,
+                builder,
+                told,
+                moved,
+                sent,
+                tips,
+                nudge,
+                readers,
+                keeps_expired,
+                bridge,
+                gap,
+                resync,
+            };
+            (name, table)
         });
         let tables = tables.collect();
         let (next, started) = (reached.offset() + 1, Instant::now());
-        let (events, linger) = (VecDeque::new(), pace.linger);
-        let mut stream = Self { shared, told, tables, events, next, pending_since: None, linger, started };
+        let (events, linger, eager_listing) = (VecDeque::new(), pace.linger, pace.eager_listing);
+        let durable = AtomicU64::new(reached.offset());
+        let resync = Resync { of: None, moved: Notify::new() };
+        let pending_since = None;
+        let mut stream =
+            Self { shared, told, tables, events, next, durable, pending_since, linger, eager_listing, started, resync };
         let names: Vec<Arc<str>> = stream.tables.keys().cloned().collect();
-        names.iter().for_each(|name| stream.read_more(name));
+        names.iter().for_each(|name| stream.follow(name));
         stream
+    }
+
+    /// Lists and reads a table's shards, or first closes its gap.
+    fn follow(&mut self, table: &Arc<str>) {
+        let Some(followed) = self.tables.get_mut(table) else { return };
+        match (&followed.gap, &followed.bridge) {
+            (Some(_), Some(bridge)) => {
+                let readers = std::mem::take(&mut followed.readers);
+                let lanes = followed.lineage.lanes().clone();
+                followed.readers.spawn(bridge.clone().run(self.shared.clone(), readers, lanes));
+            }
+            _ => {
+                let nudge = Arc::clone(&followed.nudge);
+                let listing = discover(self.shared.clone(), Arc::clone(table), followed.stream.clone(), nudge);
+                followed.readers.spawn(listing);
+                self.read_more(table);
+            }
+        }
+    }
+
+    /// What a bridge has told.
+    fn bridged(&mut self, table: &Arc<str>, told: Bridged) -> Result<(), Problem> {
+        let Some(followed) = self.tables.get_mut(table) else { return Ok(()) };
+        match told {
+            Bridged::Changes { lane, changes, ended } => {
+                followed.lineage.begin_lane(&lane);
+                for (offset, change) in changes {
+                    if let Err(problem) = followed.append_exported(&lane, offset, change, self.next) {
+                        followed.bridge = None;
+                        self.halt(table, problem);
+                        return Ok(());
+                    }
+                }
+                if ended {
+                    followed.lineage.end(&lane);
+                }
+                followed.moved = true;
+            }
+            Bridged::Closed { lanes, listing } => {
+                info!(table = &**table, "the gap is closed");
+                followed.lineage = Lineage::resume_bridged(lanes, &listing, followed.lineage.lag());
+                (followed.gap, followed.moved) = (None, true);
+                followed.tips = Tips::resume(followed.lineage.lanes(), self.eager_listing);
+                self.follow(table);
+            }
+            Bridged::Failed(problem) => {
+                let gap = followed.gap.take().unwrap_or_default();
+                let problem = not_closed(&gap, problem);
+                if problem.reaction == Reaction::Retry {
+                    return Err(problem);
+                }
+                followed.bridge = None;
+                self.halt(table, problem);
+                return Ok(());
+            }
+        }
+        self.pending_since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn is_bridging(&self, table: &Arc<str>) -> bool {
+        self.tables.get(table).is_some_and(|followed| followed.gap.is_some())
     }
 
     fn take(&mut self, told: Told) -> Result<(), Problem> {
         match told {
+            Told::Bridged { table, told } => self.bridged(&table, told)?,
+            Told::Page(Page { table, .. }) | Told::Listing { table, .. } | Told::Failed { table, .. }
+                if self.is_bridging(&table) => {}
             Told::Page(page) => self.page(page),
-            Told::Listing { table, shards } => self.listing(&table, &shards),
+            Told::Listing { table, shards, begun, disabled } => self.listing(&table, &shards, begun, disabled),
             Told::Failed { table, problem } => match problem.reaction {
                 Reaction::HaltTable => self.halt(&table, problem),
                 Reaction::Retry | Reaction::Halt => return Err(problem),
@@ -102,16 +217,28 @@ impl DynamodbStream {
         Ok(())
     }
 
-    fn listing(&mut self, table: &Arc<str>, shards: &[ListedShard]) {
-        let now = self.started.elapsed();
+    fn listing(&mut self, table: &Arc<str>, shards: &[ListedShard], begun: Instant, disabled: bool) {
+        let begun = begun.saturating_duration_since(self.started);
         let Some(followed) = self.tables.get_mut(table) else { return };
-        match followed.lineage.observe(shards, now) {
+        match followed.lineage.observe(shards, begun) {
+            // A table that halts takes nothing along that is on its way: its last changes are in the lake first.
+            Ok(_) if disabled && followed.lineage.is_done(shards) && followed.is_durable(&self.durable) => {
+                let message = "the stream was disabled, or its table deleted; all of it has been read";
+                let remedy =
+                    "enable the stream again and resync the table: what was written in between is in neither stream";
+                self.halt(table, Problem::halt_table("STREAM_ENDED", &**table, message, remedy));
+            }
             Ok(moved) => {
                 followed.moved |= moved;
+                followed.tips.listed(shards, begun);
+                let moved = followed.note_tips() || moved;
                 self.pending_since = self.pending_since.or_else(|| moved.then(Instant::now));
                 self.read_more(table);
             }
-            Err(lost) => self.halt(table, gap(table, lost.to_string())),
+            Err(lost) => {
+                let problem = gap(table, &lost.to_string(), followed.lineage.lanes().read_until);
+                self.halt(table, problem);
+            }
         }
     }
 
@@ -147,12 +274,11 @@ impl DynamodbStream {
             self.pending_since.get_or_insert_with(Instant::now);
         }
         if let Some(tip) = tip {
-            let known = followed.tips.entry(Arc::clone(&shard)).or_insert(tip);
-            *known = tip.max(*known);
+            followed.tips.seen(&shard, tip);
         }
         if ended {
             info!(table = &*table, shard = &*shard, "shard is read to its end");
-            followed.tips.remove(&shard);
+            followed.tips.end(&shard, self.started.elapsed());
             followed.lineage.end(&shard);
             followed.moved = true;
             followed.nudge.notify_one();
@@ -174,6 +300,7 @@ impl DynamodbStream {
             if let Some(chunk) = followed.builder.finish() {
                 self.events.push_back(SourceEvent::Changes(chunk));
                 followed.moved = true;
+                followed.sent = self.next;
             }
             if std::mem::take(&mut followed.moved) {
                 followed.told = Arc::new(followed.lineage.lanes().clone());
@@ -181,12 +308,17 @@ impl DynamodbStream {
             }
         }
         if moved {
-            let lanes: Lanes =
-                self.tables.iter().map(|(table, followed)| (table.to_string(), Arc::clone(&followed.told))).collect();
-            let boundary = Boundary { position: Position::new(self.next), lanes };
-            self.events.push_back(SourceEvent::Boundary(boundary));
-            self.next += 1;
+            self.tell_boundary();
         }
+    }
+
+    /// Where all tables stand; also where none moves any more, so that the cut says which has been left.
+    fn tell_boundary(&mut self) {
+        let lanes: Lanes =
+            self.tables.iter().map(|(table, followed)| (table.to_string(), Arc::clone(&followed.told))).collect();
+        let boundary = Boundary { position: Position::new(self.next), lanes };
+        self.events.push_back(SourceEvent::Boundary(boundary));
+        self.next += 1;
     }
 
     /// The table leaves the cut where it stands; the others go on (protocol C8).
@@ -194,13 +326,23 @@ impl DynamodbStream {
         warn!(table = &**table, code = problem.code, reason = problem.message, "table cannot be followed");
         // What came before the trouble is whole: it goes out first.
         self.flush();
-        self.tables.remove(table);
+        if problem.code == "GAP"
+            && let Some(followed) = self.tables.get_mut(table).filter(|followed| followed.bridge.is_some())
+        {
+            followed.gap = Some(problem.message);
+            return self.follow(table);
+        }
+        let resync = self.tables.remove(table).is_some_and(|followed| followed.resync);
         self.events.push_back(SourceEvent::TableHalted {
             table: table.to_string(),
             position: Position::new(self.next - 1),
             code: problem.code,
             reason: problem.message,
         });
+        self.tell_boundary();
+        if resync && problem.code == "GAP" {
+            self.resync.of.get_or_insert((Arc::clone(table), self.next - 1));
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -208,7 +350,22 @@ impl DynamodbStream {
     }
 }
 
+impl Resync {
+    fn check(&self, durable: &AtomicU64) -> Result<(), Problem> {
+        match &self.of {
+            Some((table, boundary)) if durable.load(Ordering::Relaxed) >= *boundary => {
+                Err(Problem::retry("GAP", &**table, "the table has left the cut and is copied anew"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl FollowedTable {
+    fn is_durable(&self, durable: &AtomicU64) -> bool {
+        self.builder.len() == 0 && self.sent <= durable.load(Ordering::Relaxed)
+    }
+
     fn append(&mut self, shard: &Arc<str>, record: Record, boundary: u64) -> Result<(), Problem> {
         let change = self.change(shard, record, boundary).map_err(|why| {
             let message = format!("shard {shard}: {why}");
@@ -220,11 +377,39 @@ impl FollowedTable {
         Ok(())
     }
 
+    fn append_exported(
+        &mut self,
+        lane: &Arc<str>,
+        offset: LaneOffset,
+        change: ExportedChange,
+        boundary: u64,
+    ) -> Result<(), Problem> {
+        let unreadable = |why: &str| {
+            let message = format!("change {offset} of {lane}: {why}");
+            Problem::halt_table("ROW_UNREADABLE", self.builder.table(), message, "report this, and resync the table")
+        };
+        let written_at = change.written_at().ok_or_else(|| unreadable("it does not say when it was made"))?;
+        let ordinal = i32::try_from(self.builder.len()).map_err(|_| unreadable("too many changes at once"))?;
+        let ExportedChange { keys, new_image, old_image, .. } = change;
+        let (operation, row, old) = match (new_image, old_image) {
+            (Some(new), None) => (Operation::Insert, new, None),
+            (Some(new), old) => (Operation::Update, new, old),
+            (None, old) => (Operation::Delete, old.unwrap_or(keys), None),
+        };
+        let commit = Position::new(boundary);
+        let origin = Origin { commit, committed_at: written_at, transaction: 0, ordinal };
+        let shard = Arc::clone(lane);
+        self.builder.append(Change { operation, origin, shard, offset, actor: None, row, old })?;
+        self.lineage.advance(lane, offset);
+        Ok(())
+    }
+
     fn change(&self, shard: &Arc<str>, record: Record, boundary: u64) -> Result<Change, String> {
         let offset = sequence_of(&record)?;
         let operation = match record.event_name() {
             Some(OperationType::Insert) => Operation::Insert,
             Some(OperationType::Modify) => Operation::Update,
+            Some(OperationType::Remove) if self.keeps_expired && is_expiry(&record) => Operation::Expire,
             Some(OperationType::Remove) => Operation::Delete,
             other => return Err(format!("a record is of the kind {other:?}")),
         };
@@ -235,7 +420,7 @@ impl FollowedTable {
         };
         let (new, old) = (image(told.new_image)?, image(told.old_image)?);
         let (row, old) = match operation {
-            Operation::Delete => (old.map_or_else(|| image(told.keys), |old| Ok(Some(old)))?, None),
+            Operation::Delete | Operation::Expire => (old.map_or_else(|| image(told.keys), |old| Ok(Some(old)))?, None),
             _ => (new, old),
         };
         let created = told.approximate_creation_date_time.and_then(|time| time.to_millis().ok()).unwrap_or(0);
@@ -256,13 +441,10 @@ impl FollowedTable {
         })
     }
 
-    /// The moment since which every open shard has been seen at its tip (protocol C9). True if it has moved.
+    /// Up to when everything has been read (protocol C9). True if that has moved.
     fn note_tips(&mut self) -> bool {
-        let mut until: Option<i64> = None;
-        for shard in self.lineage.open() {
-            let Some(&tip) = self.tips.get(shard) else { return false };
-            until = Some(until.map_or(tip, |until| until.min(tip)));
-        }
+        // Of a shard that cannot be registered yet nobody knows what it holds.
+        let until = self.tips.read_until(self.lineage.open()).filter(|_| !self.lineage.has_orphans());
         let Some(until) = until.filter(|until| self.lineage.lanes().read_until.is_none_or(|known| *until > known))
         else {
             return false;
@@ -271,6 +453,13 @@ impl FollowedTable {
         self.moved = true;
         true
     }
+}
+
+/// The service itself has deleted an item whose time had come. No client can sign as it.
+fn is_expiry(record: &Record) -> bool {
+    record.user_identity().is_some_and(|identity| {
+        identity.r#type() == Some("Service") && identity.principal_id() == Some("dynamodb.amazonaws.com")
+    })
 }
 
 impl ChangeSource for DynamodbStream {
@@ -290,10 +479,11 @@ impl ChangeSource for DynamodbStream {
                     None => std::future::pending().await,
                 }
             };
-            // Both arms may be dropped: what has been told stays in the channel until it is taken.
+            // Every arm may be dropped: what has been told stays in the channel until it is taken.
             tokio::select! {
                 biased;
                 () = linger => self.flush(),
+                () = self.resync.moved.notified(), if self.resync.of.is_some() => self.resync.check(&self.durable)?,
                 told = self.told.recv() => {
                     let told = told.expect("the stream holds a sender itself");
                     self.take(told)?;
@@ -303,5 +493,8 @@ impl ChangeSource for DynamodbStream {
     }
 
     /// A stream keeps its records for a day, whoever has read them: there is nothing to tell it.
-    fn acknowledge(&self, _: &DurablePosition) {}
+    fn acknowledge(&self, durable: &DurablePosition) {
+        self.durable.store(durable.get().offset(), Ordering::Relaxed);
+        self.resync.moved.notify_one();
+    }
 }

@@ -2,11 +2,12 @@
 
 use aws_sdk_dynamodb::types::{KeyType as Role, ScalarAttributeType, StreamViewType, TableDescription, TableStatus};
 use lakehouse_core::error::Problem;
+use lakehouse_core::finding::Finding;
 use lakehouse_core::schema::{TableName, lake_name};
 
 use crate::client::{Clients, Trouble, problem, trouble};
 use crate::config::DynamodbSource;
-use crate::items::{DeclaredColumn, ItemSchema, ItemTable, KeyAttribute, KeyType};
+use crate::items::{ColumnType, DeclaredColumn, ItemSchema, ItemTable, KeyAttribute, KeyType, Mismatch};
 
 /// What is read of a table before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) struct SourceTable {
     /// ARN of the stream that is being written now.
     pub(crate) stream: Option<String>,
     pub(crate) view: Option<StreamView>,
+    /// Other regions that a global table is in.
+    pub(crate) replicas: Vec<String>,
     /// About as many; the service counts every six hours.
     pub(crate) items_estimated: u64,
     pub(crate) bytes_estimated: u64,
@@ -79,9 +82,14 @@ impl SourceTable {
             Some(StreamViewType::NewAndOldImages) => Some(StreamView::NewAndOldImages),
             _ => None,
         };
+        let arn = table.table_arn().ok_or_else(|| unreadable("has no ARN"))?.to_owned();
+        let region = |arn: &str| arn.split(':').nth(3).map(str::to_owned);
+        let replicas = table.replicas().iter().filter_map(|replica| replica.region_name().map(str::to_owned));
+        let replicas = replicas.filter(|other| Some(other) != region(&arn).as_ref()).collect();
         Ok(Self {
             name: name.to_owned(),
-            arn: table.table_arn().ok_or_else(|| unreadable("has no ARN"))?.to_owned(),
+            arn,
+            replicas,
             key,
             stream: view.and(table.latest_stream_arn()).map(str::to_owned),
             view,
@@ -116,8 +124,27 @@ impl SourceTable {
         }
     }
 
+    /// What is worth knowing and keeps nothing from starting.
+    pub(crate) fn warning(&self) -> Option<Finding> {
+        let message = format!(
+            "a global table, also in {}: what is written there comes with this region's stream, in its order; the copy and the stream are this region's alone",
+            self.replicas.join(", ")
+        );
+        let fix = "follow it in one region only, and keep that region: another one has a stream of its own";
+        (!self.replicas.is_empty()).then(|| Finding::warning("GLOBAL_TABLE", &self.name, message, Some(fix.to_owned())))
+    }
+
     /// What becomes of its items, by the configuration.
     pub(crate) fn items(&self, source: &DynamodbSource) -> Result<ItemSchema, Problem> {
+        self.items_with(source, Vec::new())
+    }
+
+    /// The same with columns that are inferred, by attribute.
+    pub(crate) fn items_with(
+        &self,
+        source: &DynamodbSource,
+        inferred: Vec<(String, ColumnType)>,
+    ) -> Result<ItemSchema, Problem> {
         let options = source.options.get(&self.name).cloned().unwrap_or_default();
         let declared = options.columns.iter().map(|(attribute, text)| {
             let column_type = text.parse().map_err(|error| {
@@ -129,15 +156,18 @@ impl SourceTable {
                 attribute: attribute.clone(),
                 name: options.column_names.get(attribute).cloned(),
                 column_type: column_type?,
-                mismatch: options.mismatch.get(attribute).copied().unwrap_or_default(),
+                mismatch: options.mismatch.get(attribute).copied().unwrap_or(options.default_mismatch),
             })
+        });
+        let inferred = inferred.into_iter().map(|(attribute, column_type)| {
+            Ok(DeclaredColumn { attribute, name: None, column_type, mismatch: Mismatch::Rest })
         });
         let table = ItemTable {
             source: self.name.clone(),
             mirror: TableName::new(&source.namespace, options.name.clone().unwrap_or_else(|| lake_name(&self.name))),
             key: self.key.clone(),
             expected_key: options.key.clone(),
-            declared: declared.collect::<Result<_, Problem>>()?,
+            declared: declared.chain(inferred).collect::<Result<_, Problem>>()?,
             partition: options.partition.clone(),
             history: options.history.unwrap_or(source.history),
             old_images: self.view == Some(StreamView::NewAndOldImages),

@@ -5,7 +5,9 @@ use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::finding::Finding;
 
 use crate::client::{Clients, problem};
-use crate::config::DynamodbSource;
+use crate::config::{CopyRoad, DynamodbSource, OnGap};
+use crate::export::{Requester, place};
+use crate::lease;
 use crate::reader::lister;
 use crate::table::SourceTable;
 
@@ -14,9 +16,13 @@ use crate::table::SourceTable;
 pub async fn validate(source: &DynamodbSource, catalog: Option<&dyn Catalog>) -> Result<Vec<Finding>, Problem> {
     let clients = Clients::connect(source).await;
     let mut findings = Vec::new();
+    match lease::check(source, &clients).await {
+        Err(problem) if problem.reaction == Reaction::Retry => return Err(problem),
+        checked => findings.extend(checked.err().map(Finding::from)),
+    }
     for name in &source.tables {
         match one_table(source, &clients, name, catalog).await {
-            Ok(()) => {}
+            Ok(warning) => findings.extend(warning),
             Err(problem) if problem.reaction == Reaction::Retry => return Err(problem),
             Err(problem) => findings.push(problem.into()),
         }
@@ -29,7 +35,7 @@ async fn one_table(
     clients: &Clients,
     name: &str,
     catalog: Option<&dyn Catalog>,
-) -> Result<(), Problem> {
+) -> Result<Option<Finding>, Problem> {
     let table = SourceTable::describe(clients, name).await?;
     let items = table.items(source)?;
     let stream = table.followable(items.table().history)?;
@@ -37,7 +43,10 @@ async fn one_table(
     // What the role may not do is better known now than at night (D60).
     let listing = lister(clients, source.pace).list_shards(stream).await;
     listing.map_err(|trouble| problem("dynamodb:DescribeStream", name, trouble))?;
+    if source.copy_road(name) == CopyRoad::Export || source.on_gap(name) == OnGap::IncrementalExport {
+        Requester { clients, table: &table, place: place(source, name)? }.check().await?;
+    }
     let scan = clients.tables.scan().table_name(name).limit(1).send().await;
     scan.map_err(|error| problem("dynamodb:Scan", name, crate::client::trouble(&error)))?;
-    Ok(())
+    Ok(table.warning())
 }

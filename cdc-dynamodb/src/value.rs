@@ -77,6 +77,12 @@ impl Item {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
+    /// Only the attributes with these names.
+    #[must_use]
+    pub fn only(&self, names: &[&str]) -> Self {
+        Self(self.0.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect())
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

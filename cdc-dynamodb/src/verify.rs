@@ -3,6 +3,13 @@
 //! A table cannot be read as of a moment. So it is scanned once, into a file, between two cuts that have read the stream to
 //! its tip; keys that changed between those cuts, as the history knows them, are left out and looked at again one by one,
 //! in the same way, until each has been seen at rest. A key that was not compared is never called equal.
+//!
+//! Nor is one called different for what may still be on its way. What a cut says of time is as good as the last listings of
+//! shards (`tips.rs`), and two machines' clocks. So whatever differs is looked at once more, as much later as a listing may
+//! lag, and counts if it differs then.
+//!
+//! An item that its columns' policies send to the quarantine has no row on either side. It is counted by itself, and its key
+//! must stand in the quarantine, whose rows never go: one that does not is missing in the lake.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufReader, BufWriter};
@@ -17,6 +24,7 @@ use arrow_schema::{Field, Schema as ArrowSchema, SchemaRef as ArrowSchemaRef};
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use futures::future::BoxFuture;
+use futures::{StreamExt as _, TryStreamExt as _};
 use lakehouse_core::aws::pause;
 use lakehouse_core::commit::Cut;
 use lakehouse_core::compare::{Comparison, Limits, RowStream, Side, TableComparison, compare, table_rows};
@@ -26,7 +34,7 @@ use lakehouse_core::key_index::KeyHash;
 use lakehouse_core::lakehouse::Environment;
 use lakehouse_core::position::Position;
 use lakehouse_core::read::{Projection, TableReader};
-use lakehouse_core::schema::Key;
+use lakehouse_core::schema::{KEY, Key};
 use lakehouse_core::verify::{
     TableVerdict, VerifyOptions, VerifyReport, against_history, load, project, stream_of, wait_for_cut,
 };
@@ -34,10 +42,12 @@ use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use crate::budget::Budget;
 use crate::client::{Clients, Trouble, problem, trouble};
 use crate::config::DynamodbSource;
-use crate::copy::{RawItem, scan};
-use crate::items::{ItemSchema, KeyType};
+use crate::copy::{Part, RawItem, scan};
+use crate::infer;
+use crate::items::{ItemError, ItemSchema, KeyType};
 use crate::table::SourceTable;
 use crate::value::Item;
 
@@ -49,6 +59,8 @@ const KEYS_AT_ONCE: usize = 100;
 const ROWS_AT_ONCE: usize = 8_192;
 /// Attempts of one call.
 const ATTEMPTS: u32 = 20;
+/// Tables that are compared at the same time.
+const TABLES_AT_ONCE: usize = 4;
 
 /// Compares; reads both sides and writes nothing to either.
 pub async fn verify(
@@ -60,20 +72,30 @@ pub async fn verify(
         return against_history(&environment, &source.pipeline, &options, position).await;
     }
     let clients = Clients::connect(source).await;
-    let (mut verdicts, mut reached) = (Vec::new(), Position::START);
+    let mut tables = Vec::new();
     for name in &source.tables {
         let table = SourceTable::describe(&clients, name).await?;
-        let items = table.items(source)?;
-        let mirror = items.table().mirror.clone();
-        if !options.wants(&mirror) {
-            continue;
+        let items = infer::items(source, &clients, &table, environment.catalog.as_ref()).await?;
+        if options.wants(&items.table().mirror) {
+            tables.push(Verified {
+                source,
+                environment: &environment,
+                clients: &clients,
+                table,
+                items,
+                options: &options,
+            });
         }
-        let verified =
-            Verified { source, environment: &environment, clients: &clients, table, items, options: &options };
-        let (found, position) = verified.compare().await?;
-        reached = reached.max(position);
-        verdicts.push(TableVerdict::new(mirror.to_string(), found));
     }
+    // Most of the time is spent waiting for a cut, which is the same for all.
+    let comparisons = futures::stream::iter(tables.iter().map(Verified::compare)).buffered(TABLES_AT_ONCE);
+    let found: Vec<Found> = comparisons.try_collect().await?;
+    let reached = found.iter().map(|found| found.position).max().unwrap_or(Position::START);
+    let verdict = |(table, found): (&Verified<'_>, Found)| TableVerdict {
+        quarantined: table.items.table().quarantine.then_some(found.quarantined),
+        ..TableVerdict::new(table.items.table().mirror.to_string(), found.comparison)
+    };
+    let verdicts = tables.iter().zip(found).map(verdict).collect();
     Ok(VerifyReport::new(reached, "source", verdicts))
 }
 
@@ -87,6 +109,14 @@ struct Verified<'a> {
     options: &'a VerifyOptions,
 }
 
+/// What the comparison of a table comes to.
+struct Found {
+    comparison: TableComparison,
+    position: Position,
+    /// Items of the source that are in the quarantine and nowhere else, as they were looked at last.
+    quarantined: u64,
+}
+
 /// The mirror at a cut, and which keys have changed since an earlier one.
 struct MirrorState {
     cut: Cut,
@@ -98,6 +128,8 @@ struct MirrorState {
 /// Rows of the source in a file of their own, which goes with them.
 struct Rows {
     file: NamedTempFile,
+    /// Keys, as JSON, of items that are for the quarantine.
+    quarantined: HashSet<String>,
 }
 
 /// Which keys of two states are compared.
@@ -106,59 +138,140 @@ enum Scope {
     Only(HashSet<KeyHash>),
 }
 
+/// What was seen of a table last.
+struct Look {
+    rows: Rows,
+    state: MirrorState,
+    /// As the service wants them, of keys that were ever to be looked at again.
+    keys: HashMap<KeyHash, RawItem>,
+}
+
 impl Verified<'_> {
-    async fn compare(&self) -> Result<(TableComparison, Position), Problem> {
+    async fn compare(&self) -> Result<Found, Problem> {
+        let mut quarantined = HashSet::new();
+        let (mut comparison, position) = self.compare_all(&mut quarantined).await?;
+        let missing = self.not_in_quarantine(&quarantined).await?;
+        comparison.only_in_source += missing;
+        comparison.source_rows += missing;
+        Ok(Found { comparison, position, quarantined: quarantined.len() as u64 - missing })
+    }
+
+    /// How many of these keys do not stand in the quarantine; looked at a second time where some do not.
+    async fn not_in_quarantine(&self, keys: &HashSet<String>) -> Result<u64, Problem> {
+        let mut missing = self.missing_in_quarantine(keys.clone()).await?;
+        if !missing.is_empty() {
+            sleep(self.source.pace.listing_lag).await;
+            self.cut_from_now().await?;
+            missing = self.missing_in_quarantine(missing).await?;
+        }
+        Ok(missing.len() as u64)
+    }
+
+    async fn missing_in_quarantine(&self, mut keys: HashSet<String>) -> Result<HashSet<String>, Problem> {
+        if keys.is_empty() {
+            return Ok(keys);
+        }
+        let name = self.items.table().mirror.quarantine();
+        let Some(table) = self.environment.catalog.load(&name, None).await? else { return Ok(keys) };
+        let reader = TableReader::at(&self.environment.storage, &table, table.snapshot_id()).await?;
+        let unreadable = move || {
+            let remedy = "give the table back the columns that it was created with";
+            Problem::halt("VERIFY", name.to_string(), "the quarantine has no readable keys", remedy)
+        };
+        let field = reader.schema.field_by_name(KEY).map(|field| field.id).ok_or_else(&unreadable)?;
+        let columns = Projection::of(&reader.schema, &[field])?;
+        let read = move || {
+            for path in reader.files() {
+                for batch in reader.read(path, &columns)? {
+                    let batch = batch?;
+                    let found = batch.column(0).as_string_opt::<i32>().ok_or_else(&unreadable)?;
+                    for key in found.iter().flatten() {
+                        keys.remove(key);
+                    }
+                }
+            }
+            Ok(keys)
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(self.interrupted()))
+    }
+
+    /// All rows; `quarantined` takes the keys of items that have none.
+    async fn compare_all(&self, quarantined: &mut HashSet<String>) -> Result<(TableComparison, Position), Problem> {
         let before = self.cut_from_now().await?;
         let mut rows = self.scanned().await?;
+        quarantined.extend(rows.quarantined.drain());
         let mut state = self.state_since(&before).await?;
-        let Some(changed) = state.changed.take() else {
-            return self.compare_moving(rows, state).await;
+        let changed = state.changed.take();
+        let scope = Scope::Except(changed.clone().unwrap_or_default());
+        let whole = self.compare_rows(&rows, &state, scope).await?;
+        let differing = whole.all_keys();
+        let (mut found, moving) = match (changed, &differing) {
+            (Some(changed), _) => (whole, changed),
+            // Without a history all that differs may only have changed.
+            (None, Some(differing)) => (whole.without_differences(), differing.clone()),
+            (None, None) => return Ok((whole, state.cut.position)),
         };
-        let mut found = self.compare_rows(&rows, &state, Scope::Except(changed.clone())).await?;
-        let mut moving = changed;
+        let wanted = moving.iter().chain(differing.iter().flatten()).copied().collect();
+        let keys = self.keys(&rows, &state, &wanted).await?;
+        let mut look = Look { rows, state, keys };
+        found.absorb(self.look_until_at_rest(&mut look, moving, quarantined).await?);
+        if let Some(doubtful) = found.all_keys().filter(|keys| !keys.is_empty()) {
+            sleep(self.source.pace.listing_lag).await;
+            found = found.without_differences();
+            found.absorb(self.look_until_at_rest(&mut look, doubtful, quarantined).await?);
+        }
+        // The scan and the mirror were counted at two moments: what the source has follows from what differs.
+        found.source_rows = (found.mirror_rows + found.only_in_source).saturating_sub(found.only_in_mirror);
+        Ok((found, look.state.cut.position))
+    }
+
+    /// Looks at keys one by one until each has been seen at rest, and says what differs then.
+    async fn look_until_at_rest(
+        &self,
+        look: &mut Look,
+        mut moving: HashSet<KeyHash>,
+        quarantined: &mut HashSet<String>,
+    ) -> Result<TableComparison, Problem> {
+        let mut found = TableComparison::default();
         for _ in 0..LOOKS {
             if moving.is_empty() {
-                return Ok((found, state.cut.position));
+                break;
             }
-            let keys = self.keys(&rows, &state, &moving).await?;
-            rows = self.fetched(keys).await?;
-            let mut next = self.state_since(&state.cut).await?;
-            let again = next.changed.take().unwrap_or_default();
+            if moving.iter().any(|key| !look.keys.contains_key(key)) {
+                let more = self.keys(&look.rows, &look.state, &moving).await?;
+                look.keys.extend(more);
+            }
+            let wanted: Vec<RawItem> = moving.iter().filter_map(|key| look.keys.get(key)).cloned().collect();
+            look.rows = self.fetched(&wanted).await?;
+            quarantined.extend(look.rows.quarantined.drain());
+            look.state = self.state_since(&look.state.cut).await?;
+            let again = match look.state.changed.take() {
+                Some(changed) => changed,
+                None => {
+                    let later = self.fetched(&wanted).await?;
+                    self.changed_between(&look.rows, &later, &look.state).await?.unwrap_or_else(|| moving.clone())
+                }
+            };
             let settled = moving.difference(&again).copied().collect();
-            found.absorb(self.compare_rows(&rows, &next, Scope::Only(settled)).await?);
-            moving = moving.intersection(&again).copied().collect();
-            state = next;
+            found.absorb(self.compare_rows(&look.rows, &look.state, Scope::Only(settled)).await?);
+            moving.retain(|key| again.contains(key));
+        }
+        if moving.is_empty() {
+            return Ok(found);
         }
         let message = format!("{} keys have changed each time they were looked at", moving.len());
         let remedy = "run it again when the table is quieter; all other keys were compared";
         Err(Problem::halt("VERIFY_MOVING", &self.table.name, message, remedy))
     }
 
-    /// Without a history: the whole table again, until both sides agree or have differed each time.
-    async fn compare_moving(
-        &self,
-        mut rows: Rows,
-        mut state: MirrorState,
-    ) -> Result<(TableComparison, Position), Problem> {
-        let mut found = self.compare_rows(&rows, &state, Scope::Except(HashSet::new())).await?;
-        for _ in 1..LOOKS / 2 {
-            if found.is_equal() {
-                break;
-            }
-            rows = self.scanned().await?;
-            state = self.state_since(&state.cut).await?;
-            found = self.compare_rows(&rows, &state, Scope::Except(HashSet::new())).await?;
-        }
-        Ok((found, state.cut.position))
-    }
-
-    /// A cut that has seen every open shard of the table at its tip after this call (protocol C9).
+    /// A cut that has seen every open shard at its tip after this call (protocol C9).
     async fn cut_from_now(&self) -> Result<Cut, Problem> {
         let now = chrono::Utc::now().timestamp_millis();
-        let read = |cut: &Cut| cut.lanes.of(&self.table.name).and_then(|lanes| lanes.read_until);
         let what = "the present end of the stream";
-        wait_for_cut(self.environment, &self.source.pipeline, what, |cut| read(cut).is_some_and(|until| until >= now))
-            .await
+        wait_for_cut(self.environment, &self.source.pipeline, what, |cut| {
+            cut.read_until.is_some_and(|until| until >= now)
+        })
+        .await
     }
 
     async fn state_since(&self, before: &Cut) -> Result<MirrorState, Problem> {
@@ -188,8 +301,7 @@ impl Verified<'_> {
 
     async fn compare_rows(&self, rows: &Rows, state: &MirrorState, scope: Scope) -> Result<TableComparison, Problem> {
         let columns = self.columns(&state.reader)?;
-        let key = self.key_names();
-        let mut comparison = Comparison::new(Arc::clone(&columns.arrow), &key)?;
+        let mut comparison = Comparison::new(Arc::clone(&columns.arrow), &self.key_names())?;
         match scope {
             Scope::Except(keys) => comparison.leave_out(keys),
             Scope::Only(keys) => comparison.restrict_to(keys),
@@ -204,6 +316,23 @@ impl Verified<'_> {
             })
         };
         compare(comparison, &open, Limits::default(), self.options.show_keys).await
+    }
+
+    /// Keys whose items are not the same in both, unless they are too many to be told.
+    async fn changed_between(
+        &self,
+        rows: &Rows,
+        later: &Rows,
+        state: &MirrorState,
+    ) -> Result<Option<HashSet<KeyHash>>, Problem> {
+        let columns = self.columns(&state.reader)?.arrow;
+        let comparison = Comparison::new(Arc::clone(&columns), &self.key_names())?;
+        let open = |side: Side| -> BoxFuture<'_, Result<RowStream, Problem>> {
+            let columns = Arc::clone(&columns);
+            let rows = if side == Side::Source { rows } else { later };
+            Box::pin(async move { rows.read(columns) })
+        };
+        Ok(compare(comparison, &open, Limits::default(), false).await?.all_keys())
     }
 
     fn columns(&self, mirror: &TableReader) -> Result<Projection, Problem> {
@@ -224,12 +353,12 @@ impl Verified<'_> {
     async fn scanned(&self) -> Result<Rows, Problem> {
         let (sender, receiver) = mpsc::channel(2);
         let writing = self.write(receiver);
-        scan(self.clients, &self.table.name, (0, 1), sender).await?;
+        scan(self.clients, &self.table.name, Part::whole(), &Budget::default(), sender, || false).await?;
         writing.await.unwrap_or_else(|_| Err(self.interrupted()))
     }
 
     /// The items with these keys, as they are now.
-    async fn fetched(&self, keys: Vec<RawItem>) -> Result<Rows, Problem> {
+    async fn fetched(&self, keys: &[RawItem]) -> Result<Rows, Problem> {
         let (sender, receiver) = mpsc::channel(2);
         let writing = self.write(receiver);
         for some in keys.chunks(KEYS_AT_ONCE) {
@@ -284,7 +413,7 @@ impl Verified<'_> {
             let schema = Arc::new(ArrowSchema::new(fields.collect::<Vec<_>>()));
             let out = BufWriter::new(file.reopen().map_err(|why| failed(&why))?);
             let mut writer = FileWriter::try_new(out, &schema).map_err(|why| failed(&why))?;
-            let mut rows = items.builder();
+            let (mut rows, mut quarantined) = (items.builder(), HashSet::new());
             let mut open = true;
             while open {
                 match pages.blocking_recv() {
@@ -294,7 +423,13 @@ impl Verified<'_> {
                                 let message = format!("an item cannot be read: {why}");
                                 Problem::halt("ROW_UNREADABLE", &items.table().source, message, "report this")
                             })?;
-                            rows.append(&item, None).map_err(|why| why.problem(&items.table().source))?;
+                            match rows.append(&item, None) {
+                                Ok(()) => {}
+                                Err(ItemError::Quarantine { .. }) => {
+                                    quarantined.insert(items.key_of(&item).canonical());
+                                }
+                                Err(why) => return Err(why.problem(&items.table().source)),
+                            }
                         }
                     }
                     None => open = false,
@@ -306,13 +441,20 @@ impl Verified<'_> {
                 }
             }
             writer.finish().map_err(|why| failed(&why))?;
-            Ok(Rows { file })
+            Ok(Rows { file, quarantined })
         })
     }
 
     /// The keys of rows on either side whose hashes are wanted.
-    async fn keys(&self, rows: &Rows, state: &MirrorState, wanted: &HashSet<KeyHash>) -> Result<Vec<RawItem>, Problem> {
-        use futures::TryStreamExt as _;
+    async fn keys(
+        &self,
+        rows: &Rows,
+        state: &MirrorState,
+        wanted: &HashSet<KeyHash>,
+    ) -> Result<HashMap<KeyHash, RawItem>, Problem> {
+        if wanted.is_empty() {
+            return Ok(HashMap::new());
+        }
         let columns = self.columns(&state.reader)?;
         let names = self.key_names();
         let comparison = Comparison::new(Arc::clone(&columns.arrow), &names)?;
@@ -328,7 +470,7 @@ impl Verified<'_> {
                 }
             }
         }
-        Ok(found.into_values().collect())
+        Ok(found)
     }
 
     /// A row's key as the service wants it.

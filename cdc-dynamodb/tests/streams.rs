@@ -3,18 +3,13 @@
 //!
 //! `LAKEHOUSE_SEEDS` sets how many, `LAKEHOUSE_SEED` the first.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use arrow_array::Array as _;
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
+use crate::support::{Lake, mirror, wanted};
 use fastrand::Rng;
 use futures::future::join_all;
-use serde_json::{Value, json};
-use support::Lake;
+use serde_json::json;
 use testkit::dynamodb::{DynamoDb, Habits, KeyType, View};
 
 const TABLE: &str = "profiles";
@@ -60,6 +55,7 @@ fn habits(rng: &mut Rng) -> Habits {
         empty_pages: some(300),
         short_pages: some(300),
         ends_with_records: some(1_000),
+        largest_scan: if some(1) == 1 { 3 } else { usize::MAX },
         ..Habits::default()
     }
 }
@@ -98,6 +94,10 @@ async fn one_history(seed: u64) {
     writer.some(60);
     let mut lake = Lake::new(&service, &[TABLE]);
     lake.options(TABLE).columns.insert("n".to_owned(), "long".to_owned());
+    // Each page of the copy a chunk, where a killed copy goes on; or one chunk a segment.
+    if rng.bool() {
+        lake.source.pace.copy_chunk = Duration::ZERO;
+    }
 
     // Of the time before the copy the history has what stood in shards that had not ended, no more.
     let mut before = None;
@@ -117,7 +117,7 @@ async fn one_history(seed: u64) {
     }
     let mut running = lake.start();
     writer.some(40);
-    let (wanted, sent) = (wanted(&service), places(&service));
+    let (wanted, sent) = (wanted(&service, TABLE), places(&service));
     let before = before.unwrap_or_else(|| sent.clone());
     let due: BTreeSet<&(String, String)> = sent.difference(&before).collect();
     let standing = async || {
@@ -125,7 +125,7 @@ async fn one_history(seed: u64) {
         let there: BTreeSet<(String, String)> =
             history.into_iter().map(|change| (change.lane, change.offset)).collect();
         let missing: Vec<_> = due.iter().filter(|place| !there.contains(**place)).take(3).cloned().cloned().collect();
-        let mirror = mirror(&lake).await;
+        let mirror = mirror(&lake, TABLE).await;
         let differing: Vec<_> = mirror.iter().filter(|(id, row)| wanted.get(*id) != Some(row)).take(3).collect();
         let absent: Vec<_> = wanted.keys().filter(|id| !mirror.contains_key(*id)).take(3).collect();
         let equal = missing.is_empty() && mirror == wanted;
@@ -156,28 +156,4 @@ async fn one_history(seed: u64) {
 fn places(service: &DynamoDb) -> BTreeSet<(String, String)> {
     let place = |record: testkit::dynamodb::Recorded| (record.shard, record.sequence);
     service.records(TABLE).into_iter().map(place).collect()
-}
-
-/// The table as `id`, `n` and `_rest`.
-fn wanted(service: &DynamoDb) -> BTreeMap<String, (i64, String)> {
-    let row = |item: Value| {
-        let n = item["n"]["N"].as_str().expect("a number").parse().expect("a number");
-        (item["id"]["S"].as_str().expect("a key").to_owned(), (n, r#"{"v":"x"}"#.to_owned()))
-    };
-    service.items(TABLE).into_iter().map(|item| row(serde_json::to_value(item).expect("JSON"))).collect()
-}
-
-async fn mirror(lake: &Lake) -> BTreeMap<String, (i64, String)> {
-    let mut rows = BTreeMap::new();
-    for batch in lake.batches(TABLE).await {
-        let column = |name: &str| batch.column_by_name(name).unwrap_or_else(|| panic!("no {name}")).clone();
-        let (ids, n, rest) = (column("id"), column("n"), column("_rest"));
-        for row in 0..batch.num_rows() {
-            let rest = rest.as_string::<i32>();
-            let value = (n.as_primitive::<Int64Type>().value(row), rest.value(row).to_owned());
-            let before = rows.insert(ids.as_string::<i32>().value(row).to_owned(), value);
-            assert!(before.is_none() && rest.is_valid(row), "a key stands twice in the mirror");
-        }
-    }
-    rows
 }

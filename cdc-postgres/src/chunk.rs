@@ -203,6 +203,7 @@ impl ChunkBuilder {
         self.bytes = 0;
         ChangeChunk {
             lanes: None,
+            quarantined: Vec::new(),
             schema: Arc::clone(&self.schema),
             operations: std::mem::take(&mut self.operations),
             origins: std::mem::take(&mut self.origins),

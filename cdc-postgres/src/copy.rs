@@ -14,7 +14,6 @@ use lakehouse_core::lakehouse::Lakehouse;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::{Key, TableSchema};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tracing::info;
 
@@ -61,14 +60,28 @@ pub(crate) async fn copy_tables(
         let name = table.table.full_name();
         info!(table = name, position = %consistent_point, "copy begins");
         observer.begin(&name, table.table.bytes);
-        let mut copy = lakehouse.begin_copy(&name)?;
-        copy_table(source, Arc::new(table), &mut copy, &idle, observer).await?;
-        let rows = copy.rows();
-        lakehouse.finish_copy(copy, consistent_point).await?;
+        match copy_one(source, lakehouse, table, &idle, consistent_point, observer).await {
+            Ok(rows) => info!(table = name, rows, "copy is done"),
+            Err(problem) => lakehouse.give_up_copy(&name, problem)?,
+        }
         observer.done(&name);
-        info!(table = name, rows, "copy is done");
     }
     Ok(())
+}
+
+async fn copy_one(
+    source: &PostgresSource,
+    lakehouse: &mut Lakehouse,
+    table: CopyTable,
+    idle: &Arc<Mutex<Vec<Client>>>,
+    consistent_point: Position,
+    observer: &Arc<dyn CopyObserver>,
+) -> Result<u64, Problem> {
+    let mut copy = lakehouse.begin_copy(&table.table.full_name()).await?;
+    copy_table(source, Arc::new(table), &mut copy, idle, observer).await?;
+    let rows = copy.rows();
+    lakehouse.finish_copy(copy, consistent_point).await?;
+    Ok(rows)
 }
 
 pub(crate) async fn join_snapshot(source: &PostgresSource, snapshot: &str) -> Result<Client, Problem> {
@@ -96,31 +109,17 @@ async fn copy_table(
     idle: &Arc<Mutex<Vec<Client>>>,
     observer: &Arc<dyn CopyObserver>,
 ) -> Result<(), Problem> {
-    let mut ranges = ranges(&table.table, idle).await?.into_iter();
     let target = copy.target();
     let workers = source.copy_workers.max(1);
-    let mut running: JoinSet<Result<WrittenChunk, Problem>> = JoinSet::new();
-    loop {
-        while running.len() < workers
-            && let Some(range) = ranges.next()
-        {
-            let job = Job {
-                table: Arc::clone(&table),
-                target: target.clone(),
-                range,
-                observer: Arc::clone(observer),
-                batch_bytes: (source.memory / 8 / workers).clamp(1 << 20, BYTES_AT_ONCE),
-            };
-            running.spawn(job.run(Arc::clone(idle)));
-        }
-        match running.join_next().await {
-            None => return Ok(()),
-            Some(written) => {
-                let written = written.unwrap_or_else(|_| Err(interrupted(&table.table)));
-                copy.commit_chunk(written?).await?;
-            }
-        }
-    }
+    let job = |range| Job {
+        table: Arc::clone(&table),
+        target: target.clone(),
+        range,
+        observer: Arc::clone(observer),
+        batch_bytes: (source.memory / 8 / workers).clamp(1 << 20, BYTES_AT_ONCE),
+    };
+    let ranges = ranges(&table.table, idle).await?;
+    copy.commit_chunks(workers, ranges.into_iter().map(|range| job(range).run(Arc::clone(idle)))).await
 }
 
 async fn ranges(table: &SourceTable, idle: &Mutex<Vec<Client>>) -> Result<Vec<Range>, Problem> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lakehouse_core::commit::Control;
 use lakehouse_core::copy::CopyObserver;
-use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::error::Problem;
 use lakehouse_core::finding::Severity;
 use lakehouse_core::lakehouse::{Environment, Lakehouse};
 use lakehouse_core::pipeline::{self, Limits};
@@ -274,13 +274,7 @@ impl<'a> Start<'a> {
         };
         let tables: Vec<CopyTable> = wanted.iter().filter_map(find).collect();
         let position = Position::new(created.consistent_point);
-        copy_tables(self.source, &mut lakehouse, tables, &created.snapshot_name, position, observer).await.map_err(
-            // A table whose rows cannot be taken stops the first copy as a whole: nothing streams yet.
-            |problem| match problem.reaction {
-                Reaction::HaltTable => Problem { reaction: Reaction::Halt, ..problem },
-                _ => problem,
-            },
-        )?;
+        copy_tables(self.source, &mut lakehouse, tables, &created.snapshot_name, position, observer).await?;
         Ok((lakehouse, self))
     }
 

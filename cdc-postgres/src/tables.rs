@@ -84,6 +84,7 @@ impl SourceTable {
         };
         Ok(TableSchema {
             many_lanes: false,
+            quarantine: false,
             source: self.full_name(),
             mirror: TableName::new(&source.namespace, self.lake_name()),
             columns,

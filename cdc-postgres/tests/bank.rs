@@ -2,18 +2,16 @@
 //!
 //! A worker that is cut off here leaves its commit under way, so each new one, on another machine, also meets a zombie.
 
-mod support;
-
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::support::{Lake, PIPELINE, rows_at};
 use cdc_postgres::verify;
 use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{FROM, KIND, TO};
 use lakehouse_core::commit::{ControlState, recorded_cuts};
 use lakehouse_core::position::Position;
 use lakehouse_core::verify::VerifyOptions;
-use support::{Lake, PIPELINE, rows_at};
 use testkit::bank::Bank;
 use testkit::postgres::{Cluster, Options};
 

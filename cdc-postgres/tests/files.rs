@@ -1,17 +1,15 @@
 //! What the pipeline writes, as engines that share no code with it read it: the rules of the files requirements (W1 to
 //! W14) hold for partitioned tables, deletes, added columns and long strings.
 
-mod support;
-
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::support::{Lake, Running};
 use lakehouse_core::fsck::{Verdict, fsck};
 use lakehouse_core::storage::Storage;
 use parquet::basic::{Compression, ConvertedType, Encoding, Type as PhysicalType};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::Type as ParquetType;
-use support::{Lake, Running};
 use testkit::oracle;
 use testkit::postgres::{Cluster, Options};
 use testkit::readers::{Engine, Judge};

@@ -1,14 +1,12 @@
 //! The named halts on a real server: each ends with its code, and nothing is written (protocol section D).
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::{Lake, Shop};
 use lakehouse_core::error::Reaction;
 use lakehouse_core::planted::{Bug, Planted};
-use support::{Lake, Shop};
 use testkit::postgres::{Cluster, Options, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -1,14 +1,12 @@
 //! Random transactions on tables of every kind of identity, with restarts: the mirrors equal the source, and the
 //! histories tell how they came about.
 
-mod support;
-
 use std::fmt::Write as _;
 
+use crate::support::Shop;
 use cdc_postgres::verify;
 use fastrand::Rng;
 use lakehouse_core::verify::VerifyOptions;
-use support::Shop;
 
 const ROUNDS: usize = 12;
 const TRANSACTIONS: usize = 25;

@@ -1,15 +1,13 @@
 //! What PostgreSQL means by its changes, case by case: copied, streamed and streamed again over a restart, each time
 //! compared with what a SELECT shows at the source.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::Shop;
 use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::Reaction;
 use lakehouse_core::planted::{Bug, Planted};
-use support::Shop;
 use testkit::postgres::Cluster;
 
 /// Steps of one case: SQL scripts, each one transaction. The pipeline starts behind the first, is stopped and started

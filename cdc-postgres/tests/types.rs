@@ -5,12 +5,11 @@
 //! copied (ids from 0), inserted behind the copy (from 1000), and copied as NULLs that are updated later (from 2000).
 //! What a type in the lake cannot hold must be NULL there, with PostgreSQL's own text in `_cdc_overflow`.
 
-mod support;
-
+use crate::support;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::Lake;
 use serde_json::{Value, json};
-use support::Lake;
 use testkit::canonical;
 use testkit::oracle;
 use testkit::postgres::{Cluster, Options};

@@ -42,7 +42,7 @@ impl ItemError {
                     format!("declare columns.{attribute:?} with a wider type, or the policy `rest`, and resync");
                 ("VALUE_MISMATCH", remedy)
             }
-            ItemError::Quarantine { .. } => ("VALUE_MISMATCH", "see the table's quarantine".to_owned()),
+            ItemError::Quarantine { .. } => ("VALUE_MISMATCH", "report this: the table has a quarantine".to_owned()),
             ItemError::Key { attribute, .. } => {
                 let remedy =
                     format!("declare columns.{attribute:?} with a type that holds all keys (`number`), and resync");
@@ -74,7 +74,7 @@ pub struct ItemBuilder {
     before: Before,
     count: usize,
     bytes: usize,
-    /// Values that were not of their column's type, per column, since the builder was made.
+    /// Values that were not of their column's type, per column, since they were last taken.
     mismatches: Vec<u64>,
 }
 
@@ -127,6 +127,21 @@ impl ItemBuilder {
         let old = before.map(|before| self.row(before, false)).transpose()?;
         row.mismatches.iter().for_each(|column| self.mismatches[*column] += 1);
         self.bytes += item.bytes() + before.map_or(0, Item::bytes);
+        self.before.append(&self.columns, old, self.count);
+        self.rows.append(row);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Appends what the history has of an item that is in the quarantine: `key`, the item's key alone, and its old image.
+    ///
+    /// # Errors
+    /// See [`ItemError`]; nothing was appended.
+    pub fn append_quarantined(&mut self, key: &Item, before: Option<&Item>) -> Result<(), ItemError> {
+        self.has_room(key.bytes() + before.map_or(0, Item::bytes))?;
+        let row = self.row(key, false)?;
+        let old = before.map(|before| self.row(before, false)).transpose()?;
+        self.bytes += key.bytes() + before.map_or(0, Item::bytes);
         self.before.append(&self.columns, old, self.count);
         self.rows.append(row);
         self.count += 1;
@@ -219,12 +234,13 @@ impl ItemBuilder {
         self.bytes
     }
 
-    /// Attributes with the number of values so far that their column could not hold.
-    pub fn mismatches(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.columns.iter().zip(&self.mismatches).map(|(column, count)| (column.attribute.as_str(), *count))
+    /// Attributes with the number of values that their column could not hold, since this was last asked.
+    pub fn take_mismatches(&mut self) -> impl Iterator<Item = (&str, u64)> {
+        let taken = self.mismatches.iter_mut().map(std::mem::take);
+        self.columns.iter().zip(taken).map(|(column, count)| (column.attribute.as_str(), count))
     }
 
-    /// All rows; the builder is empty afterwards, and goes on counting mismatches.
+    /// All rows; the builder is empty afterwards, but for the mismatches that it has counted.
     pub fn finish(&mut self) -> Rows {
         self.count = 0;
         self.bytes = 0;

@@ -39,7 +39,7 @@ fn rows(column_type: &str, values: &[&str]) -> (ArrayRef, Vec<Option<String>>, u
         let value = if value.is_empty() { String::new() } else { format!(r#","v":{value}"#) };
         builder.append(&item(&format!(r#"{{"id":{{"S":"a"}}{value}}}"#)), None).unwrap();
     }
-    let mismatches = builder.mismatches().map(|(_, count)| count).sum();
+    let mismatches = builder.take_mismatches().map(|(_, count)| count).sum();
     let rows = builder.finish();
     assert!(rows.before.is_none());
     for (column, array) in schema.table().columns.iter().zip(&rows.columns) {
@@ -250,7 +250,7 @@ fn policies_refuse_an_item_and_leave_the_builder_as_it_was() {
     assert!(matches!(quarantined, ItemError::Quarantine { .. }));
     try_append(&mut builder, r#""c":{"S":"x"}"#).unwrap();
     assert_eq!(builder.len(), 2);
-    assert_eq!(builder.mismatches().collect::<Vec<_>>(), [("id", 0), ("a", 0), ("b", 0), ("c", 1)]);
+    assert_eq!(builder.take_mismatches().collect::<Vec<_>>(), [("id", 0), ("a", 0), ("b", 0), ("c", 1)]);
     let rows = builder.finish();
     assert!(rows.columns.iter().all(|column| column.len() == 2));
 }
@@ -267,7 +267,7 @@ fn deletes_and_old_images_are_not_judged() {
     builder.append(&good, Some(&bad)).unwrap();
     builder.append_deleted(&bad).unwrap();
     builder.append_deleted(&item(r#"{"id":{"S":"2"}}"#)).unwrap();
-    assert_eq!(builder.mismatches().map(|(_, count)| count).sum::<u64>(), 0);
+    assert_eq!(builder.take_mismatches().map(|(_, count)| count).sum::<u64>(), 0);
     let rows = builder.finish();
     let before = rows.before.unwrap();
     assert_eq!(before.known.iter().flatten().collect::<Vec<_>>(), [false, true, false, false]);

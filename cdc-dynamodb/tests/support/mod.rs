@@ -1,21 +1,22 @@
 //! A pipeline in this process: the simulator of the service, the embedded catalog in a temporary folder, and what stands
 //! in the lake.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(unreachable_pub, reason = "shared by the tests beside it, and by nothing else")]
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type};
+use arrow_array::{Array as _, RecordBatch};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use cdc_dynamodb::config::{DynamodbSource, Pace, TableOptions};
+use cdc_dynamodb::config::{DynamodbSource, Pace, Settings, TableOptions};
 use lakehouse_core::aws::AwsConfig;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
-use lakehouse_core::commit::{ControlState, Cut};
+use lakehouse_core::commit::{ControlState, Cut, GiveWay};
 use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL};
@@ -24,6 +25,7 @@ use lakehouse_core::planted::Planted;
 use lakehouse_core::read::{Projection, TableReader};
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
+use serde_json::Value;
 use testkit::dynamodb::{DynamoDb, REGION};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +37,8 @@ pub struct Lake {
     pub folder: tempfile::TempDir,
     pub source: DynamodbSource,
     pub planted: Planted,
+    /// Asked instead of the catalog itself.
+    pub catalog_between: Option<Arc<dyn Catalog>>,
 }
 
 pub struct Running {
@@ -66,13 +70,18 @@ pub struct Recorded {
 impl Lake {
     /// A lake for these tables, whose pipeline asks often.
     pub fn new(service: &DynamoDb, tables: &[&str]) -> Self {
+        Self::at(&service.endpoint(), tables)
+    }
+
+    /// The same at any server.
+    pub fn at(endpoint: &str, tables: &[&str]) -> Self {
         let keys = Credentials::new("test", "test", None, None, "test");
         let source = DynamodbSource {
             pipeline: PIPELINE.to_owned(),
             namespace: PIPELINE.to_owned(),
             aws: AwsConfig {
                 region: Some(REGION.to_owned()),
-                endpoint: Some(service.endpoint()),
+                endpoint: Some(endpoint.to_owned()),
                 credentials: Some(SharedCredentialsProvider::new(keys)),
                 ..AwsConfig::default()
             },
@@ -89,13 +98,25 @@ impl Lake {
                 describing: Duration::ZERO,
                 listing_lag: Duration::from_secs(5),
                 linger: Duration::from_millis(10),
+                copy_chunk: Duration::from_secs(300),
             },
+            settings: Settings::default(),
         };
-        Self { folder: tempfile::tempdir().expect("a temporary folder"), source, planted: Planted::none() }
+        Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            source,
+            planted: Planted::none(),
+            catalog_between: None,
+        }
     }
 
     pub fn options(&mut self, table: &str) -> &mut TableOptions {
         self.source.options.entry(table.to_owned()).or_default()
+    }
+
+    /// The catalog's file.
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("catalog.db")
     }
 
     pub fn catalog(&self) -> SqliteCatalog {
@@ -105,20 +126,36 @@ impl Lake {
 
     pub fn environment(&self) -> Environment {
         Environment {
-            catalog: Arc::new(self.catalog()),
+            catalog: self.catalog_between.clone().unwrap_or_else(|| Arc::new(self.catalog())),
             storage: Storage::local(),
             local_state: self.folder.path().join("state"),
             sync_local_state: false,
             tables_at_once: 2,
             owner_interval: OWNER_INTERVAL,
+            give_way: GiveWay::default(),
             planted: self.planted,
         }
     }
 
-    /// One incarnation.
+    /// A worker: one incarnation after the other, as the service does.
     pub fn start(&self) -> Running {
+        self.start_in("state", true)
+    }
+
+    /// A worker with local state of its own, as on another machine.
+    pub fn start_beside(&self, state: &str) -> Running {
+        self.start_in(state, true)
+    }
+
+    /// The same, of one incarnation.
+    pub fn start_once(&self, state: &str) -> Running {
+        self.start_in(state, false)
+    }
+
+    fn start_in(&self, state: &str, resumes: bool) -> Running {
         let stop = CancellationToken::new();
-        let (source, environment, stopped) = (self.source.clone(), self.environment(), stop.clone());
+        let (source, stopped) = (self.source.clone(), stop.clone());
+        let environment = Environment { local_state: self.folder.path().join(state), ..self.environment() };
         let limits = Limits {
             interval: Duration::from_millis(40),
             bytes: 16 << 20,
@@ -129,12 +166,15 @@ impl Lake {
             loop {
                 let replicated =
                     cdc_dynamodb::replicate(&source, environment.clone(), limits, Arc::new(Quiet), stopped.clone());
-                match replicated.await {
-                    // What was killed within this process lets go of its files a moment later.
-                    Err(problem) if problem.reaction == Reaction::Retry || problem.code == "LOCAL_STATE_IN_USE" => {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                    }
-                    ended => return ended,
+                let ended = replicated.await;
+                // What was killed within this process lets go of its files a moment later.
+                let again = |problem: &Problem| match problem.reaction {
+                    Reaction::Retry => resumes,
+                    Reaction::Halt | Reaction::HaltTable => problem.code == "LOCAL_STATE_IN_USE",
+                };
+                match &ended {
+                    Err(problem) if again(problem) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    _ => return ended,
                 }
             }
         });
@@ -143,7 +183,10 @@ impl Lake {
 
     pub async fn cut(&self) -> Option<Cut> {
         let state = ControlState::read(&self.catalog(), PIPELINE).await.expect("a readable control table");
-        state.and_then(|(state, _)| state.cut)
+        let (state, table) = state?;
+        // Short lanes stand in a property as they are.
+        let lanes = table.property("cdc.lanes").and_then(|text| serde_json::from_str(text).ok());
+        state.cut.map(|cut| Cut { lanes: lanes.unwrap_or_default(), ..cut })
     }
 
     /// Polls until `standing` says yes; the text says how it stands.
@@ -213,4 +256,39 @@ impl Running {
         self.task.abort();
         let _ = self.task.await;
     }
+}
+
+/// The table as `id`, `n` and `_rest`.
+pub fn wanted(service: &DynamoDb, table: &str) -> BTreeMap<String, (i64, String)> {
+    let row = |item: Value| {
+        let n = item["n"]["N"].as_str().expect("a number").parse().expect("a number");
+        (item["id"]["S"].as_str().expect("a key").to_owned(), (n, r#"{"v":"x"}"#.to_owned()))
+    };
+    service.items(table).into_iter().map(|item| row(serde_json::to_value(item).expect("JSON"))).collect()
+}
+
+/// Polls until the mirror holds what the source holds when this is called.
+pub async fn until_equal(lake: &Lake, service: &DynamoDb, running: &mut Running, table: &str) {
+    let wanted = wanted(service, table);
+    let standing = async || {
+        let mirror = mirror(lake, table).await;
+        (mirror == wanted, format!("{} rows in the mirror, {} items", mirror.len(), wanted.len()))
+    };
+    lake.until("the mirror is the table", running, standing).await;
+}
+
+/// The mirror, likewise; panics where a key stands twice.
+pub async fn mirror(lake: &Lake, table: &str) -> BTreeMap<String, (i64, String)> {
+    let mut rows = BTreeMap::new();
+    for batch in lake.batches(table).await {
+        let column = |name: &str| batch.column_by_name(name).unwrap_or_else(|| panic!("no {name}")).clone();
+        let (ids, n, rest) = (column("id"), column("n"), column("_rest"));
+        for row in 0..batch.num_rows() {
+            let rest = rest.as_string::<i32>();
+            let value = (n.as_primitive::<Int64Type>().value(row), rest.value(row).to_owned());
+            let before = rows.insert(ids.as_string::<i32>().value(row).to_owned(), value);
+            assert!(before.is_none() && rest.is_valid(row), "a key stands twice in the mirror");
+        }
+    }
+    rows
 }

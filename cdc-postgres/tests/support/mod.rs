@@ -1,9 +1,9 @@
 //! A pipeline in this process: a real cluster, the embedded catalog in a temporary folder, and a way to read back.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(unreachable_pub, reason = "shared by the tests beside it, and by nothing else")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use arrow_array::RecordBatch;
 use cdc_postgres::config::{PostgresSource, TableOptions};
 use cdc_postgres::connection::{ConnectionSettings, Secret, Tls};
 use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog};
-use lakehouse_core::commit::{ControlState, Cut};
+use lakehouse_core::commit::{ControlState, Cut, GiveWay};
 use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, TABLES_AT_ONCE};
@@ -126,6 +126,7 @@ impl Lake {
             sync_local_state: true,
             tables_at_once: TABLES_AT_ONCE,
             owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
+            give_way: GiveWay::default(),
             planted: self.planted,
         }
     }
@@ -366,8 +367,4 @@ impl Running {
         self.task.abort();
         let _ = self.task.await;
     }
-}
-
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
