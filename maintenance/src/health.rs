@@ -1,21 +1,32 @@
-//! How healthy a table is: measured from the head's manifests and the metadata, nothing else.
+//! How healthy a table is: measured from the head's manifests and the metadata, nothing else. Pure.
 
+use std::time::Duration;
+
+use iceberg::spec::Operation;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::error::Problem;
-use lakehouse_core::live::LiveFiles;
-use lakehouse_core::storage::Storage;
+use serde::Serialize;
 
-/// Data files below this are small: an eighth of the size that compaction aims at, 256 MiB.
-const SMALL_FILE: u64 = (256 << 20) / 8;
+use crate::plan::{Targets, groups};
+use crate::run::Settings;
+use crate::view::View;
+
+/// Data files below this part of the size that compaction aims at are small.
+const SMALL_PART: u64 = 8;
+/// Equality-delete files at which their term of the score is full.
+const EQUALITY_DELETES: f64 = 12.0;
 /// Share of deleted rows at which their term of the score is full.
 const DELETED_SHARE: f64 = 0.1;
 
-/// Measures of one table at its head.
-#[derive(Clone, Debug, PartialEq)]
+/// Measures of one table at its head (`maintenance.md` section 4).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TableHealth {
+    /// See [`TableHealth::score`].
+    pub score: f64,
     pub data_files: u64,
     pub small_files: u64,
     pub delete_files: u64,
+    /// None of ours; a table with any cannot be looked at here, it is halted with `EQUALITY_DELETES`.
+    pub equality_delete_files: u64,
     /// The most delete files that one data file has.
     pub most_deletes_per_file: u64,
     /// Delete files that no live data file has.
@@ -24,68 +35,117 @@ pub struct TableHealth {
     pub deleted_rows: u64,
     pub bytes: u64,
     pub manifests: u64,
+    pub manifest_bytes: u64,
     pub snapshots: u64,
     /// Size of the current metadata file, in bytes.
     pub metadata_bytes: u64,
+    /// What a full pass of compaction would read.
+    pub debt_bytes: u64,
+    /// Since the newest kept snapshot that replaced files; `None` if none is kept.
+    pub compaction_age_seconds: Option<u64>,
+    /// How far back the table can be read as of any time.
+    pub time_travel_seconds: u64,
+    /// How far back the configuration wants it.
+    pub promised_time_travel_seconds: u64,
+    /// The promise holds: the window is whole, or nothing has ever left it.
+    pub time_travel_kept: bool,
 }
 
 impl TableHealth {
-    /// `100 − 40·small − 20·deleted`, each term from 0 to 1. Equality deletes, the third term, do not occur here.
-    pub fn score(&self) -> f64 {
+    /// Of a table as it was looked up, at `now` in milliseconds since 1970.
+    pub fn of(view: &View, settings: &Settings, now: i64) -> Self {
+        let View { table, live, .. } = view;
+        let totals = live.totals();
+        let small = settings.targets.file_bytes / SMALL_PART;
+        let deletes = live.data.values().map(|file| file.deletes.len() as u64);
+        let window = TimeTravel::of(table, now);
+        let promised = settings.retention.dense;
+        let mut health = Self {
+            score: 0.0,
+            data_files: totals.data_files,
+            small_files: live.data.values().filter(|file| file.bytes < small).count() as u64,
+            delete_files: totals.delete_files,
+            equality_delete_files: 0,
+            most_deletes_per_file: deletes.max().unwrap_or(0),
+            dangling_deletes: live.dangling_deletes().len() as u64,
+            rows: live.rows(),
+            deleted_rows: live.deleted_rows(),
+            bytes: totals.bytes,
+            manifests: live.manifests.len() as u64,
+            manifest_bytes: live.manifests.iter().map(|file| u64::try_from(file.manifest_length).unwrap_or(0)).sum(),
+            snapshots: table.metadata.snapshots().len() as u64,
+            metadata_bytes: table.metadata_bytes,
+            debt_bytes: debt(view, &settings.targets),
+            compaction_age_seconds: last_rewrite(table).map(|at| age(at, now).as_secs()),
+            time_travel_seconds: window.length.as_secs(),
+            promised_time_travel_seconds: promised.as_secs(),
+            time_travel_kept: window.is_whole || window.length >= promised,
+        };
+        health.score = health.score();
+        health
+    }
+
+    /// `100 − 40·small − 40·equality − 20·deleted`, each term from 0 to 1.
+    fn score(&self) -> f64 {
         let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         // One small file is what a small table looks like at its best.
         let small = share(self.small_files.saturating_sub(1), self.data_files);
+        let equality = (self.equality_delete_files as f64 / EQUALITY_DELETES).min(1.0);
         let deleted = (share(self.deleted_rows, self.rows + self.deleted_rows) / DELETED_SHARE).min(1.0);
-        100.0 - 40.0 * small - 20.0 * deleted
+        100.0 - 40.0 * small - 40.0 * equality - 20.0 * deleted
     }
 }
 
-/// Looks at the table's head.
-pub async fn observe(storage: &Storage, table: &LoadedTable) -> Result<TableHealth, Problem> {
-    let live = LiveFiles::load(storage, table, table.snapshot_id()).await?;
-    let totals = live.totals();
-    let deletes = live.data.values().map(|file| file.deletes.len() as u64);
-    Ok(TableHealth {
-        data_files: totals.data_files,
-        small_files: live.data.values().filter(|file| file.bytes < SMALL_FILE).count() as u64,
-        delete_files: totals.delete_files,
-        most_deletes_per_file: deletes.max().unwrap_or(0),
-        dangling_deletes: live.dangling_deletes().len() as u64,
-        rows: live.rows(),
-        deleted_rows: live.deleted_rows(),
-        bytes: totals.bytes,
-        manifests: live.manifests.len() as u64,
-        snapshots: table.metadata.snapshots().len() as u64,
-        metadata_bytes: table.metadata_bytes,
-    })
+/// Bytes of all files that would be rewritten if nobody wrote to the table any more.
+fn debt(view: &View, targets: &Targets) -> u64 {
+    let targets = Targets { quiet: true, ..targets.clone() };
+    view.partitions().values().flat_map(|files| groups(files, &targets)).map(|group| group.bytes()).sum()
+}
+
+/// When files were last replaced, by us or by another engine.
+fn last_rewrite(table: &LoadedTable) -> Option<i64> {
+    let snapshots = table.metadata.snapshots().filter(|snapshot| snapshot.summary().operation == Operation::Replace);
+    snapshots.map(|snapshot| snapshot.timestamp_ms()).max()
+}
+
+/// The window in which the table's own log names every snapshot: it is cut off behind each one that leaves (M-5).
+struct TimeTravel {
+    length: Duration,
+    /// It reaches back to the table's first snapshot.
+    is_whole: bool,
+}
+
+impl TimeTravel {
+    fn of(table: &LoadedTable, now: i64) -> Self {
+        let Some(first) = table.metadata.history().first() else {
+            return Self { length: Duration::ZERO, is_whole: true };
+        };
+        let snapshot = table.metadata.snapshot_by_id(first.snapshot_id);
+        let is_whole = snapshot.is_some_and(|snapshot| snapshot.parent_snapshot_id().is_none());
+        Self { length: age(first.timestamp_ms(), now), is_whole }
+    }
+}
+
+fn age(at: i64, now: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now - at).unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn table(data_files: u64, small_files: u64, rows: u64, deleted_rows: u64) -> TableHealth {
-        TableHealth {
-            data_files,
-            small_files,
-            delete_files: 0,
-            most_deletes_per_file: 0,
-            dangling_deletes: 0,
-            rows,
-            deleted_rows,
-            bytes: 0,
-            manifests: 0,
-            snapshots: 0,
-            metadata_bytes: 0,
-        }
+    fn score(data_files: u64, small_files: u64, rows: u64, deleted_rows: u64) -> f64 {
+        TableHealth { data_files, small_files, rows, deleted_rows, ..TableHealth::default() }.score()
     }
 
     #[test]
     fn a_fresh_table_is_healthy_and_fragments_and_deletes_cost() {
-        assert_eq!(table(0, 0, 0, 0).score(), 100.0);
-        assert_eq!(table(1, 1, 10, 0).score(), 100.0);
-        assert_eq!(table(10, 0, 90, 10).score(), 80.0);
-        assert!(table(100, 100, 100, 0).score() < 61.0);
-        assert!(table(100, 100, 50, 50).score() >= 40.0);
+        assert_eq!(score(0, 0, 0, 0), 100.0);
+        assert_eq!(score(1, 1, 10, 0), 100.0);
+        assert_eq!(score(10, 0, 90, 10), 80.0);
+        assert!(score(100, 100, 100, 0) < 61.0);
+        assert!(score(100, 100, 50, 50) >= 40.0);
+        let equality = TableHealth { equality_delete_files: 6, ..TableHealth::default() };
+        assert_eq!(equality.score(), 80.0);
     }
 }

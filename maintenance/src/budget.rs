@@ -1,0 +1,57 @@
+//! How many bytes compaction may read in an hour, so that a rewrite of a large table leaves the machine to the writer
+//! (`maintenance.md` M-14).
+
+use std::time::{Duration, Instant};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Fills up with time, to one hour's worth at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    bytes_per_hour: Option<u64>,
+    left: u64,
+    since: Instant,
+}
+
+impl Budget {
+    /// `None`: without a bound.
+    pub fn per_hour(bytes_per_hour: Option<u64>) -> Self {
+        Self { bytes_per_hour, left: bytes_per_hour.unwrap_or(0), since: Instant::now() }
+    }
+
+    /// Takes bytes from what is left. A group that is larger than an hour's worth goes when the hour is whole.
+    pub fn take(&mut self, bytes: u64) -> bool {
+        self.take_at(bytes, Instant::now())
+    }
+
+    fn take_at(&mut self, bytes: u64, now: Instant) -> bool {
+        let Some(whole) = self.bytes_per_hour else { return true };
+        let passed = now.duration_since(self.since).min(HOUR);
+        let filled = u128::from(whole) * passed.as_millis() / HOUR.as_millis();
+        let left = self.left.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX)).min(whole);
+        (self.left, self.since) = (left, now);
+        let goes = bytes <= left || left == whole;
+        if goes {
+            self.left = left.saturating_sub(bytes);
+        }
+        goes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_fills_up_with_time_and_a_large_group_waits_for_a_whole_hour() {
+        let begin = Instant::now();
+        let mut budget = Budget { bytes_per_hour: Some(100), left: 100, since: begin };
+        assert!(budget.take_at(60, begin));
+        assert!(!budget.take_at(60, begin));
+        assert!(budget.take_at(60, begin + HOUR / 2), "40 + 50");
+        assert!(!budget.take_at(500, begin + HOUR / 2));
+        assert!(budget.take_at(500, begin + HOUR * 2));
+        assert!(!budget.take_at(1, begin + HOUR * 2));
+        assert!(Budget::per_hour(None).take(u64::MAX));
+    }
+}

@@ -1,0 +1,9 @@
+//! Maintenance under test, a file a subject.
+
+#![cfg(test)]
+
+mod interleavings;
+mod killed;
+mod public_bugs;
+mod support;
+mod time_travel;
