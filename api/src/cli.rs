@@ -10,26 +10,14 @@ use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 
 use crate::config::Span;
+use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 24] = [
-    "maintain",
-    "serve",
-    "diff",
-    "pause",
-    "resume",
-    "resync",
-    "rollback",
-    "undo",
-    "replay",
-    "accept",
-    "abort",
+pub(crate) const LATER: [&str; 11] = [
     "adopt",
     "tag",
     "protect",
-    "operations",
     "audit",
-    "health",
     "doctor",
     "load",
     "deploy",
@@ -66,6 +54,10 @@ pub(crate) enum Verb {
         #[arg(long = "pipeline", value_name = "P")]
         pipelines: Vec<String>,
     },
+    /// Keep tables fast and small: compact, expire, clean; until it is stopped, or once.
+    Maintain(Maintain),
+    /// Answer over HTTP, until it is stopped.
+    Serve,
     /// Check configuration, connections, rights and names; print the exact missing statements; write nothing.
     Validate {
         /// Only this pipeline (may be repeated); else all.
@@ -89,6 +81,8 @@ pub(crate) enum Verb {
     },
     /// Print rows of a table, now or in the past.
     Rows(Rows),
+    /// Print what differs between two points of a table's past, row by row.
+    Diff(Diff),
     /// Compare the source with the mirror at one position; exit code 5 if they differ.
     Verify(Verify),
     /// Check the structure of tables; exit code 5 if something is wrong.
@@ -97,10 +91,46 @@ pub(crate) enum Verb {
         #[arg(long = "table", value_name = "NAMESPACE.TABLE")]
         tables: Vec<TableName>,
     },
+    /// Show how well tables can be read, and what their upkeep owes them.
+    Health {
+        /// Only this table, with every measure; namespace.table
+        table: Option<TableName>,
+    },
+    /// Copy tables anew from their source, beside what stands there, and put them in its place.
+    Resync(Resync),
+    /// Make the rows of an older snapshot current again, by a new one; the tables are held until you choose a way out.
+    Rollback(Rollback),
+    /// Bring back the rows from before a rollback, with all changes since.
+    Undo(OfOperation),
+    /// Give up a rollback that has not come to its end.
+    Abort(OfOperation),
+    /// Go on from a rollback's target with all changes since, but those left out.
+    Replay(Replay),
+    /// Go on from a rollback's rows with the changes since it; the tables diverge from their source.
+    Accept(OfOperation),
+    /// List the rollbacks of a pipeline.
+    Operations(Operations),
+    /// Let a pipeline stand still.
+    Pause(Pause),
+    /// Let a paused pipeline go on.
+    Resume(Resume),
     /// Print the completion script of a shell.
     Completions { shell: Shell },
     /// Print the version.
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Maintain {
+    /// Do what is due, and end.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Only this table (may be repeated); else all.
+    #[arg(long = "table", value_name = "NAMESPACE.TABLE")]
+    pub(crate) tables: Vec<TableName>,
+    /// Only say what would be done: every file, snapshot and tag.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -164,12 +194,43 @@ pub(crate) struct At {
     pub(crate) cut: Option<Position>,
 }
 
+impl From<&At> for Point {
+    fn from(at: &At) -> Self {
+        match at {
+            At { snapshot: Some(id), .. } => Self::Snapshot(*id),
+            At { as_of: Some(time), .. } => Self::AsOf(*time),
+            At { tag: Some(tag), .. } => Self::Tag(tag.clone()),
+            At { cut: Some(position), .. } => Self::Cut(*position),
+            At { .. } => Self::Newest,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     Table,
     Csv,
     Ndjson,
     Arrow,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// namespace.table
+    pub(crate) table: TableName,
+    /// From here: a snapshot's id, a time (RFC 3339), a cut's position, or a tag; main is the newest.
+    pub(crate) from: Point,
+    /// To here: the same.
+    pub(crate) to: Point,
+    /// Only say how many rows differ.
+    #[arg(long)]
+    pub(crate) counts: bool,
+    /// End with exit code 5 if any row differs.
+    #[arg(long)]
+    pub(crate) exit_code: bool,
+    /// How rows are written; of an update the row before and right behind it the row after.
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "counts")]
+    pub(crate) format: Option<Format>,
 }
 
 #[derive(Debug, Args)]
@@ -188,7 +249,123 @@ pub(crate) struct Verify {
     pub(crate) show_keys: bool,
 }
 
-fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+#[derive(Debug, Args)]
+pub(crate) struct Resync {
+    /// The pipeline; may be left out if there is only one.
+    #[arg(long, value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    /// Mirrors, as namespace.table.
+    #[arg(required = true, value_name = "NAMESPACE.TABLE")]
+    pub(crate) tables: Vec<TableName>,
+    /// Why; recorded with the cut.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// Mirrors, as namespace.table; with --cut or --as-of all of the pipeline, if none is named.
+    #[arg(value_name = "NAMESPACE.TABLE")]
+    pub(crate) tables: Vec<TableName>,
+    /// The pipeline; may be left out if there is only one.
+    #[arg(long, value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// Only show what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Why; recorded with the operation.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// What is done about a rollback.
+#[derive(Debug, Args)]
+pub(crate) struct OfOperation {
+    /// The rollback's id; `lakehouse operations` lists them.
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: String,
+    /// The pipeline; may be left out if there is only one.
+    #[arg(long, value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    /// Why; recorded with the operation.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    #[command(flatten)]
+    pub(crate) of: OfOperation,
+    /// Only this table of the operation (may be repeated); else all.
+    #[arg(long = "table", value_name = "NAMESPACE.TABLE")]
+    pub(crate) tables: Vec<TableName>,
+    /// Leave out this transaction, by the source's number (may be repeated).
+    #[arg(long, value_name = "TRANSACTION")]
+    pub(crate) without: Vec<i64>,
+    /// Leave out all transactions that end behind the first position, up to the second one.
+    #[arg(long, value_name = "POS..POS")]
+    pub(crate) without_range: Option<PositionRange>,
+}
+
+/// Positions behind `after`, up to `up_to`.
+#[derive(Clone, Debug)]
+pub(crate) struct PositionRange {
+    pub(crate) after: Position,
+    pub(crate) up_to: Position,
+}
+
+impl std::str::FromStr for PositionRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "write two positions with dots between, such as 0/16B3748..0/16B3900".to_owned();
+        let (after, up_to) = text.split_once("..").ok_or_else(wrong)?;
+        let position = |text: &str| text.parse().map_err(|_| wrong());
+        let (after, up_to) = (position(after)?, position(up_to)?);
+        if after < up_to { Ok(Self { after, up_to }) } else { Err("the range ends before it begins".to_owned()) }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Operations {
+    /// Only this one.
+    #[arg(value_name = "OPERATION")]
+    pub(crate) operation: Option<String>,
+    /// The pipeline; may be left out if there is only one.
+    #[arg(long, value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// The pipeline; may be left out if there is only one.
+    #[arg(long, value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    /// Why; shown by `status`.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The pipeline; may be left out if there is only one.
+    #[arg(long, value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+}
+
+/// RFC 3339, or a date; without a zone it is UTC.
+pub(crate) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     let text = text.trim();
     let zoned = || DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc());
     let plain = || {

@@ -3,26 +3,29 @@
 //! Parsed once, as a whole, into values that cannot be wrong; what a verb needs of them it gets as settings of the core
 //! or of a source. Layers and key names are `config/layers.rs`. Secrets are references until the moment of use.
 
+mod api;
 mod layers;
+mod maintenance;
 mod secret;
 mod units;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use cdc_dynamodb::config::{DynamodbSource, Pace};
+use cdc_dynamodb::config::{CopyRoad, DynamodbSource, ExportPlace, LeaseSettings, OnGap, Pace, Settings, TtlDeletes};
+use cdc_dynamodb::items::Mismatch;
 use cdc_postgres::config::{PostgresSource, TableOptions};
 use cdc_postgres::connection::{ChannelBinding, ConnectionSettings, Secret, Tls};
 use lakehouse_core::aws::AwsConfig;
-use lakehouse_core::catalog::ManagedJobs;
-use lakehouse_core::commit::CONTROL_NAMESPACE;
+use lakehouse_core::commit::{CONTROL_NAMESPACE, RUNS_TABLE};
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::schema::{PartitionBy, lake_name};
 use serde::Serialize;
 use std::time::Duration;
 
+pub(crate) use self::api::{ApiConfig, Role, Scope, TokenConfig};
+pub(crate) use self::maintenance::{MaintenanceConfig, Owner, Owners, SparkConfig};
 use crate::failure::Failure;
 use crate::nearest::nearest;
 use crate::source::Source;
@@ -151,7 +154,62 @@ pub(crate) struct DynamodbConfig {
     tables: Vec<String>,
     copy_workers: u64,
     idle_cut_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    s3_endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    export_bucket: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    export_prefix: Option<String>,
+    copy: Copying,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy_read_units: Option<u64>,
+    on_gap: GapPolicy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_table: Option<String>,
+    lease_seconds: u64,
 }
+
+/// How a DynamoDB table is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Copying {
+    Scan,
+    Export,
+}
+
+const COPYING: [(&str, Copying); 2] = [("scan", Copying::Scan), ("export", Copying::Export)];
+
+/// What to do about changes that a stream no longer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum GapPolicy {
+    Fail,
+    IncrementalExport,
+    Resync,
+}
+
+const GAP_POLICIES: [(&str, GapPolicy); 3] =
+    [("fail", GapPolicy::Fail), ("incremental_export", GapPolicy::IncrementalExport), ("resync", GapPolicy::Resync)];
+
+/// What a deletion by time to live does to the mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Expiry {
+    Keep,
+    Delete,
+}
+
+/// What to do with a value that is not of its column's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum MismatchPolicy {
+    Rest,
+    Fail,
+    Quarantine,
+}
+
+const MISMATCHES: [(&str, MismatchPolicy); 3] =
+    [("rest", MismatchPolicy::Rest), ("fail", MismatchPolicy::Fail), ("quarantine", MismatchPolicy::Quarantine)];
 
 /// What the configuration says of one source table.
 #[derive(Clone, Debug, Serialize)]
@@ -162,7 +220,25 @@ struct TableConfig {
     key: Option<Vec<String>>,
     history: Option<bool>,
     time_as_string: bool,
+    #[serde(flatten)]
+    items: ItemsConfig,
     columns: BTreeMap<String, ColumnConfig>,
+}
+
+/// What the configuration says of a DynamoDB table alone.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct ItemsConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy: Option<Copying>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_gap: Option<GapPolicy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mismatch: Option<MismatchPolicy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_deletes: Option<Expiry>,
+    /// Items that columns are inferred from, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    infer_items: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -170,6 +246,8 @@ struct ColumnConfig {
     name: Option<String>,
     #[serde(rename = "type")]
     data_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mismatch: Option<MismatchPolicy>,
     policy: Option<Policy>,
     key: Option<SecretReference>,
 }
@@ -185,59 +263,10 @@ enum Policy {
     Encrypt,
 }
 
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct MaintenanceConfig {
-    owner: Owner,
-    /// Duties that another engine has than `owner`.
-    duties: BTreeMap<&'static str, Owner>,
-    every: Span,
-    tables: BTreeMap<String, Owner>,
-    /// The section is there: somebody counts on it.
-    #[serde(skip)]
-    pub(crate) configured: bool,
-}
-
-/// Which engine compacts and expires.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Owner {
-    #[serde(rename = "self")]
-    Ours,
-    S3Tables,
-    Spark,
-    None,
-}
-
-const OWNERS: [(&str, Owner); 4] =
-    [("self", Owner::Ours), ("s3-tables", Owner::S3Tables), ("spark", Owner::Spark), ("none", Owner::None)];
-
-/// Where HTTP would be served.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct ApiConfig {
-    listen: SocketAddr,
-    metrics_listen: Option<SocketAddr>,
-    allow_anonymous: bool,
-    auth: Option<AuthConfig>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct AuthConfig {
-    issuer: Option<String>,
-    audience: Option<String>,
-}
-
 impl Endpoints {
     pub(crate) fn aws(&self) -> AwsConfig {
         let Self { region, endpoint, s3_endpoint } = self.clone();
         AwsConfig { region, endpoint, s3_endpoint, credentials: None }
-    }
-}
-
-impl MaintenanceConfig {
-    /// The duties that S3 Tables' own jobs have.
-    pub(crate) fn managed_jobs(&self) -> ManagedJobs {
-        let has = |duty: &str| matches!(self.duties.get(duty).unwrap_or(&self.owner), Owner::S3Tables);
-        ManagedJobs { compaction: has("compact"), snapshots: has("expire") }
     }
 }
 
@@ -253,12 +282,14 @@ impl Config {
         let mut pipelines = BTreeMap::new();
         for (name, section) in root.sections("pipelines")? {
             check_name(&name, || section.here())?;
+            check_pipeline_name(&name, &section)?;
             pipelines.insert(name.clone(), pipeline(&name, &section)?);
         }
-        let maintenance = maintenance(&root)?;
-        let api = if root.has("api") { Some(api(&root.section("api")?)?) } else { None };
+        let maintenance = self::maintenance::maintenance(&root)?;
+        let api = if root.has("api") { Some(self::api::api(&root.section("api")?, &catalog)?) } else { None };
         root.finish()?;
         one_worker_per_slot(&root, &pipelines)?;
+        managed_jobs_have_a_service(&root, &catalog, &maintenance)?;
         Ok(Self { catalog, pipelines, maintenance, api })
     }
 
@@ -350,7 +381,8 @@ impl PipelineConfig {
             aws: AwsConfig {
                 region: dynamodb.region.clone(),
                 endpoint: dynamodb.endpoint.clone(),
-                ..AwsConfig::default()
+                s3_endpoint: dynamodb.s3_endpoint.clone(),
+                credentials: None,
             },
             tables: dynamodb.tables.clone(),
             options: options.collect::<Result<_, Failure>>()?,
@@ -358,6 +390,7 @@ impl PipelineConfig {
             copy_workers: usize::try_from(dynamodb.copy_workers).unwrap_or(1),
             memory: self.memory(),
             pace: Pace::default(),
+            settings: dynamodb.settings(),
         })
     }
 
@@ -380,6 +413,50 @@ impl PipelineConfig {
     fn table_options(&self) -> Result<BTreeMap<String, TableOptions>, Failure> {
         let options = self.tables.iter().map(|(name, table)| Ok((name.clone(), table.options(name)?)));
         options.collect()
+    }
+}
+
+impl DynamodbConfig {
+    fn settings(&self) -> Settings {
+        let place = |bucket: &String| ExportPlace::new(bucket, self.export_prefix.clone());
+        let lease =
+            |table: &String| LeaseSettings { table: table.clone(), duration: Duration::from_secs(self.lease_seconds) };
+        Settings {
+            on_gap: self.on_gap.into(),
+            copy: self.copy.into(),
+            exports: self.export_bucket.as_ref().map(place),
+            lease: self.lease_table.as_ref().map(lease),
+            copy_read_units: self.copy_read_units.and_then(|units| u32::try_from(units).ok()),
+        }
+    }
+}
+
+impl From<Copying> for CopyRoad {
+    fn from(copying: Copying) -> Self {
+        match copying {
+            Copying::Scan => CopyRoad::Scan,
+            Copying::Export => CopyRoad::Export,
+        }
+    }
+}
+
+impl From<GapPolicy> for OnGap {
+    fn from(policy: GapPolicy) -> Self {
+        match policy {
+            GapPolicy::Fail => OnGap::Fail,
+            GapPolicy::IncrementalExport => OnGap::IncrementalExport,
+            GapPolicy::Resync => OnGap::Resync,
+        }
+    }
+}
+
+impl From<MismatchPolicy> for Mismatch {
+    fn from(policy: MismatchPolicy) -> Self {
+        match policy {
+            MismatchPolicy::Rest => Mismatch::Rest,
+            MismatchPolicy::Fail => Mismatch::Fail,
+            MismatchPolicy::Quarantine => Mismatch::Quarantine,
+        }
     }
 }
 
@@ -430,13 +507,26 @@ impl TableConfig {
             history: self.history,
             key: self.key.clone(),
             columns: declared.collect(),
-            mismatch: BTreeMap::new(),
+            mismatch: self.mismatches(),
+            default_mismatch: self.items.mismatch.map(Mismatch::from).unwrap_or_default(),
             column_names: self.column_names(table)?,
+            on_gap: self.items.on_gap.map(OnGap::from),
+            copy: self.items.copy.map(CopyRoad::from),
+            ttl_deletes: match self.items.ttl_deletes {
+                Some(Expiry::Keep) => TtlDeletes::Keep,
+                Some(Expiry::Delete) | None => TtlDeletes::Delete,
+            },
+            infer_items: self.items.infer_items,
         })
     }
 
     fn partition_by(&self) -> Result<Vec<PartitionBy>, Failure> {
         Ok(self.partition.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+    }
+
+    fn mismatches(&self) -> BTreeMap<String, Mismatch> {
+        let of_columns = self.columns.iter().filter_map(|(column, config)| Some((column, config.mismatch?)));
+        of_columns.map(|(column, policy)| (column.clone(), policy.into())).collect()
     }
 
     fn column_names(&self, table: &str) -> Result<BTreeMap<String, String>, Failure> {
@@ -588,8 +678,31 @@ fn dynamodb(section: &Section<'_>) -> Result<DynamodbConfig, Failure> {
     let tables = section.list("tables")?;
     let copy_workers = section.number_within("copy_workers", 1, 64)?.unwrap_or(4);
     let idle = section.number_within("idle_cut_seconds", 1, 3_600)?;
+    let s3_endpoint = section.text("s3_endpoint")?;
+    let export_bucket = section.text("export_bucket")?;
+    let export_prefix = section.text("export_prefix")?;
+    let copy = section.word("copy", &COPYING)?.unwrap_or(Copying::Scan);
+    let copy_read_units = section.number_within("copy_read_units", 1, 1_000_000)?;
+    let on_gap = section.word("on_gap", &GAP_POLICIES)?.unwrap_or(GapPolicy::Fail);
+    let lease_table = section.text("lease_table")?;
+    let lease_seconds = section.number_within("lease_seconds", 5, 600)?.unwrap_or(20);
     section.finish()?;
+    if export_bucket.is_none() && (copy == Copying::Export || on_gap == GapPolicy::IncrementalExport) {
+        return Err(section.missing("export_bucket"));
+    }
+    if let Some(wrong) = export_prefix.as_ref().filter(|prefix| prefix.starts_with('/') || prefix.ends_with('/')) {
+        let message = format!("{wrong:?} begins or ends with a slash");
+        return Err(section.invalid("export_prefix", message, "write it as a/b"));
+    }
     Ok(DynamodbConfig {
+        s3_endpoint,
+        export_bucket,
+        export_prefix,
+        copy,
+        copy_read_units,
+        on_gap,
+        lease_table,
+        lease_seconds,
         region,
         endpoint,
         tables: tables.ok_or_else(|| section.missing("tables"))?,
@@ -605,6 +718,10 @@ fn table(source: &SourceConfig, section: &Section<'_>) -> Result<TableConfig, Fa
     let history = section.boolean("history")?;
     let time_as_string = section.boolean("time_as_string")?.unwrap_or(false);
     let columns = section.entries("columns")?;
+    let items = match source {
+        SourceConfig::Dynamodb(dynamodb) => items(dynamodb, section)?,
+        SourceConfig::Postgres(_) => ItemsConfig::default(),
+    };
     section.finish()?;
     for field in &partition {
         field.parse::<PartitionBy>().map_err(|problem| {
@@ -618,7 +735,25 @@ fn table(source: &SourceConfig, section: &Section<'_>) -> Result<TableConfig, Fa
     }
     let columns = columns.into_iter().map(|(name, entry)| Ok((name, column(source, section, entry)?)));
     let columns = columns.collect::<Result<_, Failure>>()?;
-    Ok(TableConfig { name, partition, key, history, time_as_string, columns })
+    Ok(TableConfig { name, partition, key, history, time_as_string, columns, items })
+}
+
+/// Keys of DynamoDB tables.
+fn items(source: &DynamodbConfig, section: &Section<'_>) -> Result<ItemsConfig, Failure> {
+    let copy = section.word("copy", &COPYING)?;
+    let on_gap = section.word("on_gap", &GAP_POLICIES)?;
+    let mismatch = section.word("mismatch", &MISMATCHES)?;
+    let ttl_deletes = section.word("ttl_deletes", &[("keep", Expiry::Keep), ("delete", Expiry::Delete)])?;
+    let infer = section.boolean("infer")?.unwrap_or(false);
+    let infer_items = section.number_within("infer_items", 1, 1_000_000)?.unwrap_or(10_000);
+    if source.export_bucket.is_none() && (copy == Some(Copying::Export) || on_gap == Some(GapPolicy::IncrementalExport))
+    {
+        let key = if copy == Some(Copying::Export) { "copy" } else { "on_gap" };
+        let remedy = "set export_bucket in [pipelines.NAME.dynamodb]";
+        return Err(section.invalid(key, "exports have nowhere to go", remedy));
+    }
+    let infer_items = infer.then(|| u32::try_from(infer_items).unwrap_or(u32::MAX));
+    Ok(ItemsConfig { copy, on_gap, mismatch, ttl_deletes, infer_items })
 }
 
 fn column(source: &SourceConfig, table: &Section<'_>, entry: Entry<'_>) -> Result<ColumnConfig, Failure> {
@@ -635,6 +770,10 @@ fn column(source: &SourceConfig, table: &Section<'_>, entry: Entry<'_>) -> Resul
             let column = ColumnConfig {
                 name: section.text("name")?,
                 data_type: section.text("type")?,
+                mismatch: match source {
+                    SourceConfig::Dynamodb(_) => section.word("mismatch", &MISMATCHES)?,
+                    SourceConfig::Postgres(_) => None,
+                },
                 policy: section.word("policy", &policies)?,
                 key: section.secret("key")?,
             };
@@ -656,54 +795,27 @@ fn column(source: &SourceConfig, table: &Section<'_>, entry: Entry<'_>) -> Resul
     }
 }
 
-fn maintenance(root: &Section<'_>) -> Result<MaintenanceConfig, Failure> {
-    const DUTIES: [&str; 3] = ["compact", "expire", "clean"];
-    let configured = root.has("maintenance");
-    let section = root.section("maintenance")?;
-    let mut duties = BTreeMap::new();
-    let owner = match section.section("owner") {
-        // Per duty.
-        Ok(per_duty) if section.has("owner") => {
-            for duty in DUTIES {
-                duties.extend(per_duty.word(duty, &OWNERS)?.map(|owner| (duty, owner)));
-            }
-            per_duty.finish()?;
-            None
-        }
-        _ => section.word("owner", &OWNERS)?,
-    };
-    let every = section.parsed("every")?.unwrap_or(Span(Duration::from_secs(60)));
-    let mut tables = BTreeMap::new();
-    for (name, table) in section.sections("tables")? {
-        tables.extend(table.word("owner", &OWNERS)?.map(|owner| (name, owner)));
-        table.finish()?;
+/// The control tables stand beside the history of maintenance.
+fn check_pipeline_name(name: &str, section: &Section<'_>) -> Result<(), Failure> {
+    if name != RUNS_TABLE {
+        return Ok(());
     }
-    section.finish()?;
-    if every.0.is_zero() {
-        return Err(section.invalid("every", "no time between runs", "choose 1s or more"));
-    }
-    Ok(MaintenanceConfig { owner: owner.unwrap_or(Owner::Ours), duties, every, tables, configured })
+    let message = "this name is kept for the history of maintenance";
+    Err(Failure::usage("CONFIG_NAME", section.here(), message, "choose another name for the pipeline"))
 }
 
-fn api(section: &Section<'_>) -> Result<ApiConfig, Failure> {
-    let listen: SocketAddr = section.parsed("listen")?.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8_080)));
-    let metrics_listen = section.parsed("metrics_listen")?;
-    let allow_anonymous = section.boolean("allow_anonymous")?.unwrap_or(false);
-    let auth = match section.has("auth") {
-        false => None,
-        true => {
-            let auth = section.section("auth")?;
-            let config = AuthConfig { issuer: auth.text("issuer")?, audience: auth.text("audience")? };
-            auth.finish()?;
-            Some(config)
-        }
-    };
-    section.finish()?;
-    if allow_anonymous && !listen.ip().is_loopback() {
-        let remedy = "listen on a loopback address, or configure [api.auth]";
-        return Err(section.invalid("allow_anonymous", "anonymous access beyond this machine", remedy));
+/// Only S3 Tables has jobs of its own.
+fn managed_jobs_have_a_service(
+    root: &Section<'_>,
+    catalog: &CatalogConfig,
+    maintenance: &MaintenanceConfig,
+) -> Result<(), Failure> {
+    if matches!(catalog, CatalogConfig::S3Tables { .. }) || !maintenance.uses_managed_jobs() {
+        return Ok(());
     }
-    Ok(ApiConfig { listen, metrics_listen, allow_anonymous, auth })
+    let message = "owner = \"s3-tables\", and the catalog is of another kind";
+    let remedy = "choose self, spark or none, or the catalog kind s3-tables";
+    Err(Failure::usage("CONFIG_VALUE", root.subject("maintenance"), message, remedy))
 }
 
 /// A replication slot has one reader; two pipelines on one would take its changes from each other.

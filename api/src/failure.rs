@@ -17,6 +17,8 @@ pub(crate) enum Exit {
     Failed,
     /// Usage or configuration.
     Usage,
+    /// A precondition has moved; nothing was changed.
+    Moved,
     /// Halted; the code is in the message.
     Halted,
     /// Compared and found different.
@@ -29,6 +31,7 @@ impl From<Exit> for ExitCode {
             Exit::Done => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
+            Exit::Moved => 3,
             Exit::Halted => 4,
             Exit::Different => 5,
         })
@@ -64,6 +67,16 @@ impl Failure {
         remedy: impl Into<String>,
     ) -> Self {
         Self { problem: Problem::halt(code, subject, message, remedy), exit: Exit::Failed }
+    }
+
+    /// What the verb was asked for stands on something that has changed; nothing was changed by it.
+    pub(crate) fn moved(
+        code: &'static str,
+        subject: impl Into<String>,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { problem: Problem::halt(code, subject, message, remedy), exit: Exit::Moved }
     }
 
     /// What is asked for is planned, and this release does not have it.

@@ -2,6 +2,7 @@
 //! calls them, and the numbers that snapshots carry along. Changes nothing.
 
 mod open;
+mod point;
 
 use std::sync::Arc;
 
@@ -9,13 +10,15 @@ use chrono::{DateTime, Utc};
 use iceberg::spec::SnapshotRef;
 use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{self, TableState};
-use lakehouse_core::commit::{CONTROL_NAMESPACE, ControlState, named_snapshots, recorded_cuts};
+use lakehouse_core::commit::{
+    ControlState, GiveWay, Maintainer, is_control, named_snapshots, recorded_cuts, runs_table,
+};
 use lakehouse_core::foreign::is_ours;
 use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL, TABLES_AT_ONCE};
 use lakehouse_core::live::LiveFiles;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
-use lakehouse_core::schema::{OPERATION, TableName};
+use lakehouse_core::schema::{OPERATION, REASON, TableName};
 use lakehouse_core::storage::Storage;
 use tracing::warn;
 
@@ -23,14 +26,32 @@ use crate::answer;
 use crate::config::PipelineConfig;
 use crate::failure::Failure;
 use crate::nearest::nearest;
+pub(crate) use point::{Chosen, Neighbours, Point};
 
-/// The catalog and the files behind it.
+/// The catalog and the files behind it. Clones share both.
+#[derive(Clone)]
 pub(crate) struct Lake {
     pub(crate) catalog: Arc<dyn Catalog>,
     pub(crate) storage: Storage,
+    /// Between the pipelines of this process and its maintenance.
+    give_way: GiveWay,
 }
 
 impl Lake {
+    fn of(catalog: Arc<dyn Catalog>, storage: Storage) -> Self {
+        Self { catalog, storage, give_way: GiveWay::default() }
+    }
+
+    /// Who commits to tables beside their pipelines. To write data files it needs a storage with a spool.
+    pub(crate) fn maintainer(&self) -> Maintainer {
+        Maintainer {
+            catalog: Arc::clone(&self.catalog),
+            storage: self.storage.clone(),
+            give_way: self.give_way.clone(),
+            planted: Planted::none(),
+        }
+    }
+
     /// What a pipeline works with.
     pub(crate) fn environment(&self, pipeline: &str, config: &PipelineConfig) -> Environment {
         Environment {
@@ -40,6 +61,7 @@ impl Lake {
             sync_local_state: false,
             tables_at_once: TABLES_AT_ONCE,
             owner_interval: OWNER_INTERVAL,
+            give_way: self.give_way.clone(),
             planted: Planted::none(),
         }
     }
@@ -69,7 +91,7 @@ impl Lake {
     pub(crate) async fn tables(&self, namespace: Option<&str>) -> Result<Vec<LoadedTable>, Failure> {
         let mut tables = Vec::new();
         for name in self.catalog.list(namespace).await? {
-            if name.namespace == CONTROL_NAMESPACE {
+            if is_control(&name) {
                 continue;
             }
             // One that went meanwhile is not there.
@@ -81,10 +103,39 @@ impl Lake {
     /// A pipeline's tables, one for each source table: its mirror, or its history where it has no mirror.
     pub(crate) async fn captured(&self, namespace: &str, source: &str) -> Result<Vec<LoadedTable>, Failure> {
         let mut tables = self.tables(Some(namespace)).await?;
-        tables.retain(|table| table.property(properties::SOURCE) == Some(source) && kind(table) != Kind::Other);
+        tables.retain(|table| table.property(properties::SOURCE) == Some(source) && kind(table).is_captured());
         let mirrors: Vec<TableName> = tables.iter().map(|table| table.name.history()).collect();
         tables.retain(|table| kind(table) == Kind::Mirror || !mirrors.contains(&table.name));
         Ok(tables)
+    }
+
+    /// One of a pipeline's captured tables, by name.
+    ///
+    /// # Errors
+    /// `TABLE_UNKNOWN`, where the lake has no such table, or the pipeline has not.
+    pub(crate) async fn named<'a>(
+        &self,
+        captured: &'a [LoadedTable],
+        name: &TableName,
+        pipeline: &str,
+    ) -> Result<&'a LoadedTable, Failure> {
+        self.table(name).await?;
+        captured.iter().find(|table| table.name == *name).ok_or_else(|| {
+            let remedy = format!("name a mirror of pipeline {pipeline}; `lakehouse status` lists them");
+            Failure::failed("TABLE_UNKNOWN", name.to_string(), "no mirror of this pipeline", remedy)
+        })
+    }
+
+    /// Rows in a table's quarantine; `None` if it has none.
+    pub(crate) async fn quarantined(&self, table: &LoadedTable) -> Result<Option<u64>, Failure> {
+        if kind(table) != Kind::Mirror {
+            return Ok(None);
+        }
+        let quarantine = self.catalog.load(&table.name.quarantine(), None).await?;
+        match quarantine.filter(|quarantine| kind(quarantine) == Kind::Quarantine) {
+            Some(quarantine) => Ok(self.rows(&quarantine).await),
+            None => Ok(None),
+        }
     }
 
     /// Live rows of the current snapshot; `None` if that cannot be told. Our totals say it. Another engine's count what it
@@ -108,13 +159,38 @@ impl Lake {
 pub(crate) enum Kind {
     Mirror,
     History,
+    /// Rows that could not be mapped.
+    Quarantine,
+    /// What maintenance has done.
+    Maintenance,
     /// Another product's.
     Other,
 }
 
+impl Kind {
+    /// It says how a source table stands; a quarantine goes with one that does.
+    pub(crate) fn is_captured(self) -> bool {
+        matches!(self, Self::Mirror | Self::History)
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Mirror => "mirror",
+            Self::History => "history",
+            Self::Quarantine => "quarantine",
+            Self::Maintenance => "maintenance",
+            Self::Other => "other",
+        }
+    }
+}
+
 pub(crate) fn kind(table: &LoadedTable) -> Kind {
-    let is_history = table.metadata.current_schema().field_by_name(OPERATION).is_some();
-    match (table.property(properties::SOURCE_TABLE).is_some(), is_history) {
+    if table.name == runs_table() {
+        return Kind::Maintenance;
+    }
+    let has = |column: &str| table.metadata.current_schema().field_by_name(column).is_some();
+    match (table.property(properties::SOURCE_TABLE).is_some(), has(OPERATION)) {
+        (true, true) if has(REASON) => Kind::Quarantine,
         (true, true) => Kind::History,
         (true, false) => Kind::Mirror,
         (false, _) => Kind::Other,
@@ -145,13 +221,6 @@ pub(crate) fn summary_number(snapshot: &SnapshotRef, key: &str) -> Option<u64> {
     summary_text(snapshot, key)?.parse().ok()
 }
 
-/// A snapshot that was asked for, and what to tell about it.
-pub(crate) struct Chosen {
-    pub(crate) snapshot: Option<SnapshotRef>,
-    /// The cut it belongs to, if one was asked for, and whether it is exactly that one.
-    pub(crate) cut: Option<(Position, bool)>,
-}
-
 /// Snapshots that an answer lists as the nearest ones.
 const NEAREST: usize = 3;
 
@@ -161,10 +230,13 @@ pub(crate) fn newest(table: &LoadedTable) -> Chosen {
 }
 
 /// # Errors
-/// `SNAPSHOT_UNKNOWN`, with the nearest ids.
+/// `SNAPSHOT_EXPIRED` where another snapshot says that this one was; else `SNAPSHOT_UNKNOWN`, with the nearest ids.
 pub(crate) fn by_id(table: &LoadedTable, id: i64) -> Result<Chosen, Failure> {
     if let Some(snapshot) = table.metadata.snapshot_by_id(id) {
         return Ok(Chosen { snapshot: Some(snapshot.clone()), cut: None });
+    }
+    if let Some(child) = table.metadata.snapshots().find(|snapshot| snapshot.parent_snapshot_id() == Some(id)) {
+        return Err(expired(table, format!("snapshot {id} has expired"), &[child.snapshot_id().to_string()]));
     }
     let mut known: Vec<String> =
         table.metadata.snapshots().map(|snapshot| snapshot.snapshot_id().to_string()).collect();
@@ -178,7 +250,8 @@ pub(crate) fn by_id(table: &LoadedTable, id: i64) -> Result<Chosen, Failure> {
 /// The snapshot that was current at `time`, by the table's own log.
 ///
 /// # Errors
-/// `SNAPSHOT_UNKNOWN` for a time before the first one that is kept: never a guess.
+/// `SNAPSHOT_EXPIRED` for a time before the first snapshot from which on all are kept: never a guess. `SNAPSHOT_UNKNOWN`
+/// for one before the table's first.
 pub(crate) fn as_of(table: &LoadedTable, time: DateTime<Utc>) -> Result<Chosen, Failure> {
     let log = table.metadata.history();
     let at = log.iter().rev().find(|entry| entry.timestamp_ms() <= time.timestamp_millis());
@@ -190,8 +263,14 @@ pub(crate) fn as_of(table: &LoadedTable, time: DateTime<Utc>) -> Result<Chosen, 
         .iter()
         .take(NEAREST)
         .map(|entry| format!("{} of {}", entry.snapshot_id, answer::time(entry.timestamp_ms())));
+    let first: Vec<String> = first.collect();
     let message = format!("no snapshot is kept from {} or before", answer::time(time.timestamp_millis()));
-    Err(unknown_snapshot(table, message, &first.collect::<Vec<_>>()))
+    let began = |oldest: &SnapshotRef| oldest.parent_snapshot_id().is_none();
+    let whole = log.first().is_none_or(|entry| table.metadata.snapshot_by_id(entry.snapshot_id).is_some_and(began));
+    match at.is_none() && whole {
+        true => Err(unknown_snapshot(table, message, &first)),
+        false => Err(expired(table, message, &first)),
+    }
 }
 
 /// # Errors
@@ -214,7 +293,7 @@ pub(crate) fn by_tag(table: &LoadedTable, tag: &str) -> Result<Chosen, Failure> 
 /// The snapshot that the newest cut at or before `position` names, by the control table of the table's pipeline.
 ///
 /// # Errors
-/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_UNKNOWN` if the cut's snapshot is not kept any more.
+/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_EXPIRED` if the cut's snapshot is not kept any more.
 pub(crate) fn by_cut(table: &LoadedTable, control: &LoadedTable, position: Position) -> Result<Chosen, Failure> {
     let cuts = recorded_cuts(control);
     let name = table.name.to_string();
@@ -233,13 +312,25 @@ pub(crate) fn by_cut(table: &LoadedTable, control: &LoadedTable, position: Posit
         let message = format!("the cut at {} does not hold this table", cut.position);
         return Err(Failure::failed("CUT_UNKNOWN", name, message, nearest_ones(&with)));
     };
-    let chosen = by_id(table, id)?;
-    Ok(Chosen { cut: Some((cut.position, cut.position == position)), ..chosen })
+    let Some(snapshot) = table.metadata.snapshot_by_id(id) else {
+        let message = format!("the snapshot of the cut at {} has expired", cut.position);
+        return Err(expired(table, message, &[]));
+    };
+    Ok(Chosen { snapshot: Some(snapshot.clone()), cut: Some((cut.position, cut.position == position)) })
 }
 
 fn unknown_snapshot(table: &LoadedTable, message: String, near: &[String]) -> Failure {
-    let remedy = format!("{}; list all with `lakehouse snapshots {}`", nearest_ones(near), table.name);
-    Failure::failed("SNAPSHOT_UNKNOWN", table.name.to_string(), message, remedy)
+    Failure::failed("SNAPSHOT_UNKNOWN", table.name.to_string(), message, what_is_kept(table, near))
+}
+
+/// It was there once.
+fn expired(table: &LoadedTable, message: String, near: &[String]) -> Failure {
+    Failure::failed("SNAPSHOT_EXPIRED", table.name.to_string(), message, what_is_kept(table, near))
+}
+
+fn what_is_kept(table: &LoadedTable, near: &[String]) -> String {
+    let list = format!("list all with `lakehouse snapshots {}`", table.name);
+    if near.is_empty() { list } else { format!("{}; {list}", nearest_ones(near)) }
 }
 
 fn nearest_ones(near: &[String]) -> String {

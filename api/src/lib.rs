@@ -7,12 +7,15 @@ mod answer;
 mod cli;
 mod config;
 mod failure;
+mod http;
 mod lake;
 mod logs;
 mod nearest;
 mod progress;
 mod roles;
+mod rows;
 mod source;
+mod upkeep;
 mod verbs;
 mod worker_state;
 

@@ -3,6 +3,9 @@
 //!
 //! The one retry loop of the process is [`supervise`]; it looks at nothing but the reaction.
 
+pub(crate) mod maintain;
+mod serve;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
@@ -17,9 +20,12 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, PipelineConfig};
 use crate::failure::{Exit, Failure};
+use crate::http::Server;
 use crate::lake::Lake;
 use crate::progress;
+use crate::upkeep::Upkeep;
 use crate::worker_state::{Phase, WorkerState};
+pub(crate) use serve::serve;
 
 /// How long the work under way may take once a stop was asked for; with what the runtime then waits, 25 s (P-6).
 const GRACE: Duration = Duration::from_secs(24);
@@ -30,30 +36,56 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// An incarnation that lasted this long was well: the next pause is short again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
+/// What one process does beside replicating.
+#[derive(Clone, Copy)]
+struct Beside {
+    maintains: bool,
+    serves: bool,
+}
+
 /// Every role that the configuration names.
 pub(crate) async fn run(config: &Config) -> Result<Exit, Failure> {
-    if config.api.is_some() {
-        let remedy = "remove [api] from the configuration, or start `lakehouse replicate`";
-        return Err(Failure::not_yet("[api]", "this release does not serve HTTP", remedy));
-    }
-    if config.maintenance.configured {
-        warn!("this release does not maintain tables, [maintenance] has no effect");
-    }
-    replicate(config, &[]).await
+    let beside = Beside { maintains: config.maintenance.is_wanted(), serves: config.api.is_some() };
+    work(config, &[], beside).await
 }
 
 /// Replicates the named pipelines, or all, until a signal, or until none is left.
 pub(crate) async fn replicate(config: &Config, wanted: &[String]) -> Result<Exit, Failure> {
+    work(config, wanted, Beside { maintains: false, serves: false }).await
+}
+
+/// Pipelines, and beside them what else is asked for. It ends with the last pipeline.
+async fn work(config: &Config, wanted: &[String], beside: Beside) -> Result<Exit, Failure> {
     let pipelines = config.choose(wanted)?;
     for (name, pipeline) in &pipelines {
         // What can be wrong with a source without asking it stops the start, not a pipeline later.
         pipeline.source(name)?;
     }
     let lake = Lake::create(config).await?;
+    // An address that cannot be had stops the start, too.
+    let server = match config.api.as_ref().filter(|_| beside.serves) {
+        Some(api) => Some(Server::bind(config, api, lake.clone()).await?),
+        None => None,
+    };
     let stop = CancellationToken::new();
     let hurry = watch_signals(stop.clone())?;
+    let upkeep = match beside.maintains {
+        true => Some(Upkeep::open(&config.maintenance, lake.clone(), &[]).await?),
+        false => None,
+    };
     let mut workers = start(&lake, &pipelines, &stop);
+    // Told to stop with the pipelines, and at the latest behind the last of them.
+    let last = stop.child_token();
+    let every = config.maintenance.every;
+    let upkeep = upkeep.map(|upkeep| tokio::spawn(maintain::beside(upkeep, every, last.clone())));
+    let server = server.map(|server| tokio::spawn(server.serve(last.clone())));
     let halted = wait(&mut workers, &stop, &hurry).await;
+    last.cancel();
+    for task in [upkeep, server].into_iter().flatten() {
+        if let Err(error) = task.await {
+            error!(%error, "maintenance or HTTP has died");
+        }
+    }
     match halted {
         None => Ok(Exit::Done),
         Some(problem) => Err(Failure::halted(problem)),

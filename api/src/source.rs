@@ -90,13 +90,7 @@ impl End {
     pub(crate) fn is_in(self, cut: &Cut) -> bool {
         match self {
             End::At(position) => cut.position.includes(position),
-            End::Since(moment) => read_until(cut).is_some_and(|until| until >= moment),
+            End::Since(moment) => cut.read_until.is_some_and(|until| until >= moment),
         }
     }
-}
-
-/// The moment since which all logs of a cut have been seen at their tips.
-pub(crate) fn read_until(cut: &Cut) -> Option<i64> {
-    let tables = cut.lanes.tables().map(|(_, lanes)| lanes.read_until);
-    tables.reduce(|some, other| Some(some?.min(other?))).flatten()
 }

@@ -1,11 +1,21 @@
 //! What each verb does, one file a verb. They read the configuration and the lake, and answer on standard output.
 
 mod completions;
+mod confirm;
+mod control;
+mod diff;
 mod fsck;
+pub(crate) mod health;
+mod maintain;
+mod operations;
+mod pause;
+mod release;
+mod resync;
+mod rollback;
 mod rows;
-mod snapshots;
+pub(crate) mod snapshots;
 mod status;
-mod tables;
+pub(crate) mod tables;
 mod validate;
 mod verify;
 mod version;
@@ -26,7 +36,11 @@ pub(crate) struct Context {
 impl Verb {
     /// True for verbs that run until they are stopped.
     pub(crate) fn is_role(&self) -> bool {
-        matches!(self, Self::Run | Self::Replicate { .. })
+        match self {
+            Self::Run | Self::Replicate { .. } | Self::Serve => true,
+            Self::Maintain(arguments) => !arguments.once && !arguments.dry_run,
+            _ => false,
+        }
     }
 }
 
@@ -46,14 +60,27 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Run => roles::run(&context.config).await,
         Verb::Replicate { pipelines } => roles::replicate(&context.config, &pipelines).await,
+        Verb::Maintain(arguments) => maintain::run(&context, &arguments).await,
+        Verb::Serve => roles::serve(&context.config).await,
         Verb::Validate { pipelines } => validate::run(&context, &pipelines).await,
         Verb::Status { pipelines } => status::run(&context, &pipelines).await,
         Verb::Wait(arguments) => wait::run(&context, &arguments).await,
         Verb::Tables => tables::run(&context).await,
         Verb::Snapshots { table } => snapshots::run(&context, &table).await,
         Verb::Rows(arguments) => rows::run(&context, arguments).await,
+        Verb::Diff(arguments) => diff::run(&context, arguments).await,
         Verb::Verify(arguments) => verify::run(&context, &arguments).await,
         Verb::Fsck { tables } => fsck::run(&context, &tables).await,
+        Verb::Health { table } => health::run(&context, table.as_ref()).await,
+        Verb::Resync(arguments) => resync::run(&context, &arguments).await,
+        Verb::Rollback(arguments) => rollback::run(&context, &arguments).await,
+        Verb::Undo(arguments) => release::undo(&context, &arguments, "undo").await,
+        Verb::Abort(arguments) => release::undo(&context, &arguments, "abort").await,
+        Verb::Replay(arguments) => release::replay(&context, &arguments).await,
+        Verb::Accept(arguments) => release::accept(&context, &arguments).await,
+        Verb::Operations(arguments) => operations::run(&context, &arguments).await,
+        Verb::Pause(arguments) => pause::pause(&context, &arguments).await,
+        Verb::Resume(arguments) => pause::resume(&context, &arguments).await,
         Verb::Version | Verb::Completions { .. } => unreachable!("answered above, without a configuration"),
     }
 }

@@ -197,6 +197,53 @@ async fn rows_are_filtered_by_a_sql_condition() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_diff_tells_what_was_inserted_updated_and_deleted() {
+    let installation = lake::installation().await;
+    let answer = installation.ask(&["diff", "app.orders", "0/64", "0/C8"]);
+    assert_eq!(keys(&answer), ["changes", "deleted", "from", "inserted", "table", "to", "updated"]);
+    assert_eq!((&answer["inserted"], &answer["updated"], &answer["deleted"]), (&json!(1), &json!(1), &json!(1)));
+    let change = |word: &str| {
+        let changes = answer["changes"].as_array().expect("changes");
+        changes.iter().find(|change| change["change"] == word).unwrap_or_else(|| panic!("{word}: {answer}"))
+    };
+    assert_eq!(keys(change("inserted")), ["after", "change"]);
+    assert_eq!(change("inserted")["after"]["id"], 4);
+    assert_eq!(change("deleted")["before"]["id"], 3);
+    let updated = change("updated");
+    assert_eq!((&updated["before"]["name"], &updated["after"]["name"]), (&json!("Bob \"B\", Jr."), &json!("Bea")));
+    assert_eq!((&updated["before"]["amount"], &updated["after"]["amount"]), (&Value::Null, &json!("0.01")));
+
+    let id = |key: &str| answer[key].as_str().expect("an id");
+    let (from, to) = (id("from"), id("to"));
+    let back = installation.ask(&["diff", "app.orders", to, from, "--counts"]);
+    assert_eq!(keys(&back), ["deleted", "from", "inserted", "table", "to", "updated"]);
+    assert_eq!((&back["inserted"], &back["updated"], &back["deleted"]), (&json!(1), &json!(1), &json!(1)));
+    let csv = installation.run(&["diff", "app.orders", from, to, "--format", "csv"]);
+    let words: Vec<&str> = csv.text().lines().filter_map(|line| line.split(',').next()).collect();
+    let mut sorted = words.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, ["_change", "delete", "insert", "update_after", "update_before"], "{csv:?}");
+    let before = words.iter().position(|word| *word == "update_before").expect("an update");
+    assert_eq!(words[before + 1], "update_after");
+
+    let verdict =
+        |from: &str, to: &str| installation.run(&["diff", "app.orders", from, to, "--counts", "--exit-code"]).code;
+    assert_eq!((verdict(from, to), verdict("main", "0/12C"), verdict(from, "main")), (5, 0, 5));
+    let text = installation.run(&["diff", "app.orders", from, to, "--counts"]);
+    assert_eq!(text.text(), "1 inserted, 1 updated, 1 deleted\n");
+    for (arguments, error) in [
+        (&["app.orders", "main", "mian"][..], (1, "TAG_UNKNOWN")),
+        (&["app.orders", "main", "1"], (1, "SNAPSHOT_UNKNOWN")),
+        (&["app.order", "main", "main"], (1, "TABLE_UNKNOWN")),
+        (&["app.orders", "main", "main", "--format", "csv"], (2, "USAGE")),
+        (&["app.orders", "main"], (2, "USAGE")),
+    ] {
+        let answer = installation.json(&[&["diff"], arguments].concat());
+        assert_eq!(answer.error(), (error.0, error.1.to_owned()), "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waiting_ends_when_a_cut_holds_the_position() {
     let installation = lake::installation().await;
     let answer = installation.ask(&["wait", "--position", "0/12C"]);

@@ -24,14 +24,27 @@ fn help_lists_the_verbs_of_this_release_and_no_other() {
     let expected = [
         "run",
         "replicate",
+        "maintain",
+        "serve",
         "validate",
         "status",
         "wait",
         "tables",
         "snapshots",
         "rows",
+        "diff",
         "verify",
         "fsck",
+        "health",
+        "resync",
+        "rollback",
+        "undo",
+        "abort",
+        "replay",
+        "accept",
+        "operations",
+        "pause",
+        "resume",
         "completions",
         "version",
     ];
@@ -56,9 +69,7 @@ fn version_and_completions_need_no_configuration() {
 #[test]
 fn a_verb_of_a_later_release_says_so() {
     let installation = Installation::new(CONFIG);
-    for verb in
-        ["maintain", "serve", "diff", "pause", "resume", "resync", "rollback", "undo", "tag", "doctor", "openapi"]
-    {
+    for verb in ["adopt", "tag", "protect", "doctor", "openapi"] {
         assert_eq!(installation.json(&[verb]).error(), (2, "NOT_YET".to_owned()), "{verb}");
     }
 }
@@ -70,7 +81,7 @@ fn an_error_is_three_lines_on_standard_error() {
         (&["snapshot", "app.t"][..], "error USAGE: unrecognized subcommand 'snapshot'"),
         (&["rows"], "error USAGE: the following required arguments were not provided: <TABLE>"),
         (&["wait"], "error USAGE: "),
-        (&["serve"], "error NOT_YET: "),
+        (&["openapi"], "error NOT_YET: "),
         (&["status", "--pipeline", "ap"], "error PIPELINE_UNKNOWN: "),
         (&["--config", "nowhere.toml", "status"], "error CONFIG_FILE: "),
     ] {
@@ -126,7 +137,7 @@ fn a_wrong_configuration_is_refused_before_anything_starts() {
         ("[pipelines.App.postgres]".to_owned(), "CONFIG_NAME", "a-z"),
         ("[catalog".to_owned(), "CONFIG_SYNTAX", "line 1"),
         (String::new(), "CONFIG_NO_PIPELINE", "[pipelines.NAME]"),
-        (format!("[api]\n{CONFIG}"), "NOT_YET", "replicate"),
+        (format!("[api.tls]\n{CONFIG}"), "NOT_YET", "proxy"),
         ("[pipelines.app.dynamodb]\nregion = \"x\"".to_owned(), "CONFIG_MISSING_KEY", "tables"),
         (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "CONFIG_MISSING_KEY", "table_bucket"),
     ] {
@@ -161,8 +172,11 @@ fn before_the_first_start_a_pipeline_is_new_and_nothing_is_created() {
     }]});
     assert_eq!(status, expected);
     assert_eq!(installation.run(&["status"]).code, 0);
-    for verb in [&["tables"][..], &["snapshots", "app.t"], &["rows", "app.t"], &["fsck"], &["verify"]] {
+    for verb in [&["tables"][..], &["snapshots", "app.t"], &["rows", "app.t"], &["fsck"], &["verify"], &["health"]] {
         assert_eq!(installation.json(verb).error(), (1, "CATALOG_MISSING".to_owned()), "{verb:?}");
+    }
+    for flag in ["--once", "--dry-run"] {
+        assert_eq!(installation.json(&["maintain", flag]).error(), (1, "CATALOG_MISSING".to_owned()), "{flag}");
     }
     let waited = installation.json(&["wait", "--position", "0/1", "--timeout", "10ms"]);
     assert_eq!(waited.error(), (1, "WAIT_TIMEOUT".to_owned()));

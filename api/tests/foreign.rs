@@ -1,5 +1,5 @@
 //! Somebody else's engine commits to a mirror while the worker is busy with it (protocol F6): what keeps the table sound
-//! is followed, and later changes hit the right rows; what does not, halts that table and no other.
+//! is followed, and later changes hit the right rows; what does not, halts that table and no other, until it is resynced.
 
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod live;
@@ -32,7 +32,7 @@ struct Scene {
     live: Live,
     worker: Process,
     stop: Arc<AtomicBool>,
-    workload: JoinHandle<()>,
+    workload: Option<JoinHandle<()>>,
     books: Books,
 }
 
@@ -49,7 +49,7 @@ impl Scene {
         let worker = live.site.start();
         live.site.caught_up().await;
         let stop = Arc::new(AtomicBool::new(false));
-        let workload = busy(&live, Arc::clone(&stop)).await;
+        let workload = Some(busy(&live, Arc::clone(&stop)).await);
         Self { live, worker, stop, workload, books: Books::open().await }
     }
 
@@ -60,7 +60,9 @@ impl Scene {
     /// Ends the workload and waits until the lake has all of it.
     async fn quiet(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        (&mut self.workload).await.expect("the workload");
+        if let Some(workload) = self.workload.take() {
+            workload.await.expect("the workload");
+        }
         self.sql("INSERT INTO beside SELECT max(id) + 1, 'last' FROM beside").await;
         self.live.site.caught_up().await;
     }
@@ -135,6 +137,23 @@ impl Scene {
         let found = self.books.rows(&self.live.site, "app.beside", &[]).await;
         let client = self.live.cluster.connect("postgres").await;
         assert_eq!(oracle::difference(&oracle::rows(&client, "public.beside").await, &found), None);
+    }
+
+    /// An operator has the halted table copied anew while the worker runs: it is the source's again, and goes on with it.
+    async fn end_resynced(self) {
+        let asked = ["resync", "app.t", "--yes", "--reason", "another engine has broken it"];
+        assert_eq!(self.live.site.lakehouse.ask(&asked).await["requested"], true);
+        // A worker that is idle is not told; its next cut finds the request.
+        self.sql("INSERT INTO beside SELECT max(id) + 1, 'wake' FROM beside").await;
+        let streaming = async {
+            while self.live.site.table_status("public.t").await != ("streaming".to_owned(), None) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(live::DEADLINE, streaming).await.expect("copied anew");
+        self.sql("UPDATE t SET v = 'after' WHERE id % 7 = 0; INSERT INTO t VALUES (9001, 'after', 1)").await;
+        self.live.site.caught_up().await;
+        self.end_equal().await;
     }
 
     /// Kills the worker and starts another one, which finds no local state.
@@ -399,7 +418,7 @@ async fn halts_on_a_wrong_replace(wrong: &'static [&'static str]) {
     scene.sql("UPDATE t SET v = 'later' WHERE id > 1990").await;
     scene.assert_halted("FOREIGN_REPLACE").await;
     assert_eq!(scene.operations().await.last().map(String::as_str), Some("replace"));
-    scene.end().await;
+    scene.end_resynced().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,7 +440,7 @@ async fn keys_that_another_engine_doubles_halt_the_table_and_no_other() {
     foreign(&scene, Deed::Append(double.to_owned())).await;
     scene.sql("UPDATE t SET v = 'later' WHERE id = 1999").await;
     scene.assert_halted("DUPLICATE_KEYS").await;
-    scene.end().await;
+    scene.end_resynced().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -433,5 +452,5 @@ async fn a_table_that_another_engine_sets_back_halts_and_no_other() {
     }
     foreign(&scene, Deed::RollBack(2)).await;
     scene.assert_halted("FOREIGN_ROLLBACK").await;
-    scene.end().await;
+    scene.end_resynced().await;
 }

@@ -10,6 +10,7 @@ mod live;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use aws_sdk_s3tables::types::{MaintenanceStatus, TableMaintenanceConfigurationValue, TableMaintenanceType};
 use fastrand::Rng;
 use live::books::{assert_joined, ranged, recorded_cut, snapshots_of};
 use live::{PIPELINE, Site, stop};
@@ -282,6 +283,61 @@ async fn each_domain_has_its_tables_and_its_control_table_in_its_own_table_bucke
     }
     assert_both(&region, &site, &cluster, domains, &buckets).await;
     assert_eq!(site.lakehouse.ask(&["fsck"]).await["verdict"], "sound");
+    stop(worker).await;
+}
+
+/// Somebody switches the service's own compaction of a table on, or off again.
+async fn switch_compaction(region: &Region, table: &TableId, status: MaintenanceStatus) {
+    let value = TableMaintenanceConfigurationValue::builder().status(status).build();
+    let client = client(&region.tables.endpoint());
+    let put = client.put_table_maintenance_configuration().table_bucket_arn(&table.bucket);
+    let put = put.namespace(&table.namespace).name(&table.name).r#type(TableMaintenanceType::IcebergCompaction);
+    put.value(value).send().await.expect("switched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_never_lists_or_deletes_and_leaves_a_table_alone_that_somebody_else_has_taken() {
+    let cluster = Cluster::start(Options::default()).await;
+    let bank = Bank::open(&cluster, "postgres", 10).await;
+    let region = Region::start().await;
+    let bucket = region.tables.create_table_bucket("bank");
+    let catalog = format!("{}\ntable_bucket = \"{bucket}\"\n[maintenance]\nsmall_files = 2", region.section());
+    let site = region.site(&cluster, &catalog, &[(PIPELINE, "postgres", "")]);
+    let worker = site.start();
+    for round in 1..=4 {
+        bank.work(round, 20).await;
+        site.caught_up().await;
+    }
+    let table = TableId { bucket: bucket.clone(), namespace: PIPELINE.to_owned(), name: "account".to_owned() };
+    switch_compaction(&region, &table, MaintenanceStatus::Enabled).await;
+    let swaps = region.tables.swaps(&table).len();
+
+    let (code, done) = site.lakehouse.json(&["maintain", "--once"]).await;
+    let of = |answer: &Value, name: &str| {
+        let tables = answer["tables"].as_array().cloned().unwrap_or_default();
+        tables.into_iter().find(|entry| entry["table"] == name).unwrap_or_else(|| panic!("no {name}: {answer}"))
+    };
+    assert_eq!((code, &of(&done, "app.account")["code"]), (Some(4), &json!("MAINTENANCE_OWNER")), "{done}");
+    assert_eq!(region.tables.swaps(&table).len(), swaps, "nothing is committed to it");
+    let others = of(&done, "app.ledger");
+    assert!(others["outcome"]["rewrites"][0]["snapshot_id"].is_string(), "the others are kept: {done}");
+    let health = site.lakehouse.ask(&["health"]).await;
+    let drift = of(&health, "app.account");
+    assert_eq!((&drift["owner_drift"], &drift["code"]), (&json!(true), &json!("MAINTENANCE_OWNER")));
+    let role = site.lakehouse.run(&["maintain"]).await;
+    assert_eq!(role.code, Some(4), "{role:?}");
+    assert!(role.stderr.contains("MAINTENANCE_OWNER"), "{}", role.stderr);
+
+    switch_compaction(&region, &table, MaintenanceStatus::Disabled).await;
+    let done = site.lakehouse.ask(&["maintain", "--once"]).await;
+    assert!(of(&done, "app.account")["outcome"]["rewrites"][0]["snapshot_id"].is_string(), "{done}");
+    let recorded =
+        "SELECT count(*)::VARCHAR FROM lake.lakehouse_control.maintenance_runs WHERE operation = 'compaction'";
+    let recorded = region.engine(&bucket).duckdb(recorded).await.expect("DuckDB reads");
+    assert_ne!(recorded, [json!(["0"])]);
+    bank.work(5, 20).await;
+    site.caught_up().await;
+    site.assert_equal().await;
     stop(worker).await;
 }
 

@@ -240,6 +240,25 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A part of a whole: above 0, and 1 at most.
+    pub(crate) fn share(&self, key: &'static str) -> Result<Option<f64>, Failure> {
+        let share = match self.typed(key) {
+            None => return Ok(None),
+            Some(Value::Float(share)) => share,
+            Some(Value::Integer(1)) => 1.0,
+            Some(_) => return Err(self.wants(key, "a number such as 0.1")),
+        };
+        match share > 0.0 && share <= 1.0 {
+            true => Ok(Some(share)),
+            false => Err(self.invalid(key, format!("{share} is out of range"), "choose above 0, and 1 at most")),
+        }
+    }
+
+    /// The name of this section, which is the user's own, is not one that it may have.
+    pub(crate) fn wrong_name(&self, remedy: &str) -> Failure {
+        Failure::usage("CONFIG_NAME", self.here(), "not a valid name", remedy)
+    }
+
     pub(crate) fn boolean(&self, key: &'static str) -> Result<Option<bool>, Failure> {
         match self.typed(key) {
             None => Ok(None),

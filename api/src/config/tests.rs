@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use ::maintenance::plan::Order;
 use serde_json::{Value, json};
 
 use super::*;
@@ -130,6 +131,76 @@ fn the_example_of_the_interface_is_understood() {
     assert_eq!(app.aws.endpoint.as_deref(), Some("http://127.0.0.1:8000"));
 }
 
+#[test]
+fn a_dynamodb_pipeline_says_what_to_do_in_trouble() {
+    let text = r#"
+        [pipelines.app.dynamodb]
+        tables = ["profiles", "orders"]
+        s3_endpoint = "http://127.0.0.1:8000"
+        export_bucket = "exports"
+        export_prefix = "a/b"
+        copy = "export"
+        on_gap = "incremental_export"
+        copy_read_units = 500
+        lease_table = "leases"
+        [pipelines.app.tables."profiles"]
+        copy = "scan"
+        on_gap = "resync"
+        mismatch = "fail"
+        ttl_deletes = "keep"
+        infer = true
+        infer_items = 500
+        columns = { level = "long", at = { type = "timestamptz", mismatch = "rest" } }
+    "#;
+    let config = Case::new(text).load().unwrap();
+    let Source::Dynamodb(app) = config.pipelines["app"].source("app").unwrap() else { panic!("a DynamoDB source") };
+    let settings = &app.settings;
+    assert_eq!((settings.on_gap, settings.copy), (OnGap::IncrementalExport, CopyRoad::Export));
+    assert_eq!(settings.exports, Some(ExportPlace::new("exports", Some("a/b".to_owned()))));
+    let lease = LeaseSettings { table: "leases".to_owned(), duration: Duration::from_secs(20) };
+    assert_eq!((settings.lease.clone(), settings.copy_read_units), (Some(lease), Some(500)));
+    assert_eq!(app.aws.s3_endpoint.as_deref(), Some("http://127.0.0.1:8000"));
+    let profiles = &app.options["profiles"];
+    assert_eq!((profiles.on_gap, profiles.copy), (Some(OnGap::Resync), Some(CopyRoad::Scan)));
+    assert_eq!((profiles.ttl_deletes, profiles.infer_items), (TtlDeletes::Keep, Some(500)));
+    assert_eq!((profiles.default_mismatch, profiles.mismatch["at"]), (Mismatch::Fail, Mismatch::Rest));
+    assert!(!profiles.mismatch.contains_key("level"));
+}
+
+#[test]
+fn a_table_and_a_column_may_send_what_they_cannot_hold_to_the_quarantine() {
+    for (table, default, of_column) in [
+        ("mismatch = \"quarantine\"", Mismatch::Quarantine, None),
+        (
+            "columns = { v = { type = \"long\", mismatch = \"quarantine\" } }",
+            Mismatch::Rest,
+            Some(Mismatch::Quarantine),
+        ),
+    ] {
+        let text = format!("[pipelines.app.dynamodb]\ntables = [\"t\"]\n[pipelines.app.tables.t]\n{table}");
+        let Source::Dynamodb(source) = Case::new(&text).load().unwrap().pipelines["app"].source("app").unwrap() else {
+            panic!("a DynamoDB source")
+        };
+        let options = &source.options["t"];
+        assert_eq!((options.default_mismatch, options.mismatch.get("v").copied()), (default, of_column), "{table}");
+    }
+}
+
+#[test]
+fn what_a_dynamodb_pipeline_cannot_do_is_refused() {
+    let dynamodb = |more: &str| format!("[pipelines.app.dynamodb]\ntables = [\"t\"]\n{more}");
+    check(&dynamodb("copy = \"export\""), "CONFIG_MISSING_KEY", &["dynamodb.export_bucket"]);
+    check(&dynamodb("on_gap = \"incremental_export\""), "CONFIG_MISSING_KEY", &["dynamodb.export_bucket"]);
+    check(&dynamodb("on_gap = \"repair\""), "CONFIG_VALUE", &["on_gap", "incremental_export"]);
+    check(&dynamodb("export_bucket = \"b\"\nexport_prefix = \"/a\""), "CONFIG_VALUE", &["export_prefix", "slash"]);
+    check(&dynamodb("copy_read_units = 0"), "CONFIG_VALUE", &["copy_read_units"]);
+    check(&dynamodb("lease_seconds = 1"), "CONFIG_VALUE", &["lease_seconds", "5 to 600"]);
+    check(&dynamodb("[pipelines.app.tables.t]\ncopy = \"export\""), "CONFIG_VALUE", &["t.copy", "export_bucket"]);
+    check(&dynamodb("[pipelines.app.tables.t]\nmismatch = \"drop\""), "CONFIG_VALUE", &["t.mismatch", "quarantine"]);
+    // Keys of DynamoDB tables are none of PostgreSQL's.
+    check(&app("[pipelines.app.tables.\"public.t\"]\non_gap = \"fail\""), "CONFIG_UNKNOWN_KEY", &["on_gap"]);
+}
+
 fn postgres_of(source: Source) -> PostgresSource {
     match source {
         Source::Postgres(source) => source,
@@ -207,8 +278,39 @@ fn values_are_checked() {
     check(&app("tables = [\"orders\"]"), value, &["orders", "schema.table"]);
     check(&app("connect_timeout = \"10\""), value, &["connect_timeout", "such as 60s"]);
     check("[maintenance]\nowner = \"glue\"", value, &["maintenance.owner", "s3-tables"]);
+    for (key, part) in [
+        ("target_file_size = \"512KiB\"", "1MiB to 4GiB"),
+        ("small_files = 1", "2 to 10000"),
+        ("deleted_share = 0.0", "above 0"),
+        ("deleted_share = 2", "such as 0.1"),
+        ("dense_window = \"59m\"", "1h or more"),
+        ("min_snapshots = 0", "1 to"),
+        ("orphan_age = \"23h\"", "24h or more"),
+        ("bytes_per_hour = \"1KiB\"", "1MiB or more"),
+        ("every = \"0s\"", "1s or more"),
+    ] {
+        let name = key.split(' ').next().unwrap();
+        check(&format!("[maintenance]\n{key}"), value, &[&format!("maintenance.{name}"), part]);
+    }
+    check("[maintenance.tables.\"a.b\"]\norphan_age = \"1h\"", value, &["maintenance.tables.\"a.b\".orphan_age"]);
+    let two = "[maintenance.tables.\"a.b\"]\nsort_by = [\"c\"]\nzorder_by = [\"c\"]";
+    check(two, value, &["maintenance.tables.\"a.b\".zorder_by"]);
+    check("[maintenance.tables.orders]\nowner = \"none\"", "CONFIG_NAME", &["maintenance.tables.orders"]);
+    check("[maintenance]\nowner = \"s3-tables\"", value, &["maintenance", "the catalog kind s3-tables"]);
+    check("[maintenance.spark]\ncommand = [\"\"]", value, &["maintenance.spark.command"]);
+    check(&APP.replace("app", "maintenance_runs"), "CONFIG_NAME", &["maintenance_runs"]);
     check("[api]\nlisten = \"8080\"", value, &["api.listen"]);
     check("[api]\nlisten = \"0.0.0.0:80\"\nallow_anonymous = true", value, &["allow_anonymous"]);
+    check("[api]\nscans = 0", value, &["api.scans"]);
+    check("[api.auth]\nissuer = \"https://x\"", "NOT_YET", &["api.auth.issuer", "api.auth.tokens.NAME"]);
+    check("[api.tls]", "NOT_YET", &["api.tls"]);
+    check("[api.auth.tokens.a]\nrole = \"reader\"", "CONFIG_MISSING_KEY", &["api.auth.tokens.a.sha256"]);
+    let token = |more: &str| format!("[api.auth.tokens.a]\nsha256 = \"{}\"\n{more}", "0a".repeat(32));
+    check(&token(""), "CONFIG_MISSING_KEY", &["api.auth.tokens.a.role"]);
+    check(&token("role = \"root\""), value, &["api.auth.tokens.a.role", "reader"]);
+    check(&token("role = \"reader\"\ntables = [\"orders\"]"), value, &["api.auth.tokens.a.tables"]);
+    check(&token("role = \"reader\"\nexpires = \"soon\""), value, &["api.auth.tokens.a.expires"]);
+    check("[api.auth.tokens.a]\nsha256 = \"abc\"\nrole = \"reader\"", value, &["64 hexadecimal digits"]);
     check("[pipelines.app]\nnamespace = \"a\"", value, &["no source"]);
     check("catalog = 1", value, &["a section"]);
     let partition = app("[pipelines.app.tables.\"public.t\"]\npartition = [\"week(a)\"]");
@@ -222,6 +324,54 @@ fn values_are_checked() {
     check("[catalog]\nkind = \"rest\"", "CONFIG_MISSING_KEY", &["catalog.uri"]);
     let shared = format!("{APP}slot = \"s\"\n{}slot = \"s\"", APP.replace("app", "other"));
     check(&shared, "CONFIG_SLOT_SHARED", &["app", "other"]);
+}
+
+#[test]
+fn a_table_is_maintained_by_its_own_section_over_the_general_one() {
+    let text = r#"
+        [catalog]
+        kind = "s3-tables"
+        table_bucket = "arn:aws:s3tables:eu-central-1:111122223333:bucket/lake"
+        [maintenance]
+        small_files = 4
+        deleted_share = 0.25
+        bytes_per_hour = "10GiB"
+        owner = { compact = "spark", clean = "none" }
+        [maintenance.tables."app.orders"]
+        owner = "s3-tables"
+        dense_window = "2h"
+        sort_by = ["customer"]
+        [maintenance.tables."app.ledger"]
+        owner = { expire = "none" }
+        bytes_per_hour = "1GiB"
+    "#;
+    let config = Case::new(text).load().unwrap().maintenance;
+    let table = |name: &str| config.of(&name.parse().unwrap()).clone();
+    let words = |name: &str| {
+        let Owners { compact, expire, clean } = table(name).owner;
+        [compact, expire, clean].map(Owner::as_str)
+    };
+    assert_eq!(words("app.other"), ["spark", "self", "none"]);
+    assert_eq!(words("app.orders"), ["s3-tables", "s3-tables", "s3-tables"]);
+    assert_eq!(words("app.ledger"), ["spark", "none", "none"]);
+    let (ours, spark) = (table("app.other").settings(Owner::Ours), table("app.other").settings(Owner::Spark));
+    assert_eq!((ours.compact, ours.expire, ours.tag, ours.clean), (false, true, false, false));
+    assert_eq!((spark.compact, spark.expire, spark.tag, spark.clean), (true, false, false, false));
+    assert_eq!((ours.targets.fan, ours.targets.deleted_share), (4, 0.25));
+    let managed = table("app.orders").settings(Owner::Ours);
+    assert!(managed.tag && !managed.expire, "we tag for the jobs that expire");
+    assert!(managed.drop_dangling && !ours.drop_dangling);
+    assert_eq!(managed.targets.order, Order::Sorted(vec!["customer".to_owned()]));
+    assert_eq!(managed.retention.dense, Duration::from_secs(7_200));
+    assert_eq!(config.bytes_per_hour(), Some(10 << 30));
+    let own: Vec<_> = config.own_budgets().map(|(name, bytes)| (name.to_string(), bytes)).collect();
+    assert_eq!(own, [("app.ledger".to_owned(), 1 << 30)]);
+    let jobs = config.managed();
+    assert_eq!((jobs.jobs.compaction, jobs.jobs.snapshots), (false, false));
+    assert!(jobs.tables[&"app.orders".parse().unwrap()].compaction);
+    assert!(config.is_wanted());
+    assert!(!Case::new("[maintenance]\nowner = \"none\"").load().unwrap().maintenance.is_wanted());
+    assert!(Case::new("").load().unwrap().maintenance.is_wanted(), "ours by default");
 }
 
 #[test]

@@ -55,7 +55,7 @@ async fn open(config: &Config, missing: Missing) -> Result<Lake, Failure> {
                 Missing::Create => SqliteCatalog::open_at(path, location, storage.clone())?,
                 Missing::Refuse => SqliteCatalog::open_existing(path, location, storage.clone())?,
             };
-            Ok(Lake { catalog: Arc::new(catalog), storage })
+            Ok(Lake::of(Arc::new(catalog), storage))
         }
         CatalogConfig::S3Tables { table_bucket, endpoints } => {
             table_buckets(config, table_bucket.as_deref(), &endpoints.aws()).await
@@ -69,7 +69,7 @@ async fn open(config: &Config, missing: Missing) -> Result<Lake, Failure> {
                 aws: endpoints.aws(),
             };
             let storage = Storage::s3(&rest.aws).await;
-            Ok(Lake { catalog: Arc::new(RestCatalog::open(&rest).await?), storage })
+            Ok(Lake::of(Arc::new(RestCatalog::open(&rest).await?), storage))
         }
     }
 }
@@ -83,11 +83,11 @@ async fn table_buckets(config: &Config, default: Option<&str>, aws: &AwsConfig) 
         Failure::usage("CONFIG_MISSING_KEY", "[catalog] table_bucket", "no table bucket is named", remedy)
     })?;
     let storage = Storage::s3(aws).await;
-    let managed = config.maintenance.managed_jobs();
+    let managed = config.maintenance.managed();
     let mut opened: BTreeMap<String, Arc<dyn Catalog>> = BTreeMap::new();
     for bucket in config.pipelines.values().filter_map(own).chain([default.clone()]) {
         if let Entry::Vacant(vacant) = opened.entry(bucket) {
-            let catalog = S3TablesCatalog::open(aws, vacant.key(), storage.clone(), managed).await;
+            let catalog = S3TablesCatalog::open(aws, vacant.key(), storage.clone(), managed.clone()).await;
             vacant.insert(Arc::new(catalog));
         }
     }
@@ -101,5 +101,5 @@ async fn table_buckets(config: &Config, default: Option<&str>, aws: &AwsConfig) 
         true => default,
         false => Arc::new(RoutedCatalog { default, routes }),
     };
-    Ok(Lake { catalog, storage })
+    Ok(Lake::of(catalog, storage))
 }

@@ -1,6 +1,7 @@
 //! `snapshots`: the points of a table's past that can be read, oldest first.
 
 use iceberg::spec::SnapshotRef;
+use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{named_snapshots, properties};
 use lakehouse_core::foreign::is_ours;
 use lakehouse_core::schema::TableName;
@@ -11,8 +12,9 @@ use crate::answer::{self, or_dash};
 use crate::failure::{Exit, Failure};
 use crate::lake::{Lake, summary_number, summary_text};
 
+/// The snapshots of a table, oldest first.
 #[derive(Serialize)]
-struct Answer {
+pub(crate) struct Snapshots {
     table: String,
     snapshots: Vec<Snapshot>,
 }
@@ -33,33 +35,39 @@ struct Snapshot {
 
 pub(super) async fn run(context: &Context, name: &TableName) -> Result<Exit, Failure> {
     let table = Lake::open(&context.config).await?.table(name).await?;
-    let mut names = named_snapshots(&table);
-    let mut known: Vec<&SnapshotRef> = table.metadata.snapshots().collect();
-    known.sort_by_key(|snapshot| (snapshot.sequence_number(), snapshot.timestamp_ms()));
-    let snapshot = |snapshot: &SnapshotRef| {
-        let mut tags = names.remove(&snapshot.snapshot_id()).unwrap_or_default();
-        tags.retain(|tag| tag != "main");
-        tags.sort_unstable();
-        let text = |key| summary_text(snapshot, key).map(str::to_owned);
-        Snapshot {
-            snapshot_id: snapshot.snapshot_id().to_string(),
-            parent_id: snapshot.parent_snapshot_id().map(|id| id.to_string()),
-            committed_at: answer::time(snapshot.timestamp_ms()),
-            kind: kind(snapshot),
-            from: text(properties::FROM),
-            to: text(properties::TO),
-            inserted: summary_number(snapshot, properties::INSERTED),
-            updated: summary_number(snapshot, properties::UPDATED),
-            deleted: summary_number(snapshot, properties::DELETED),
-            tags,
-        }
-    };
-    let snapshots: Vec<Snapshot> = known.into_iter().map(snapshot).collect();
+    let answer = Snapshots::of(&table);
     match context.json {
-        true => answer::json(&Answer { table: name.to_string(), snapshots })?,
-        false => print(&snapshots)?,
+        true => answer::json(&answer)?,
+        false => print(&answer.snapshots)?,
     }
     Ok(Exit::Done)
+}
+
+impl Snapshots {
+    pub(crate) fn of(table: &LoadedTable) -> Self {
+        let mut names = named_snapshots(table);
+        let mut known: Vec<&SnapshotRef> = table.metadata.snapshots().collect();
+        known.sort_by_key(|snapshot| (snapshot.sequence_number(), snapshot.timestamp_ms()));
+        let snapshot = |snapshot: &SnapshotRef| {
+            let mut tags = names.remove(&snapshot.snapshot_id()).unwrap_or_default();
+            tags.retain(|tag| tag != "main");
+            tags.sort_unstable();
+            let text = |key| summary_text(snapshot, key).map(str::to_owned);
+            Snapshot {
+                snapshot_id: snapshot.snapshot_id().to_string(),
+                parent_id: snapshot.parent_snapshot_id().map(|id| id.to_string()),
+                committed_at: answer::time(snapshot.timestamp_ms()),
+                kind: kind(snapshot),
+                from: text(properties::FROM),
+                to: text(properties::TO),
+                inserted: summary_number(snapshot, properties::INSERTED),
+                updated: summary_number(snapshot, properties::UPDATED),
+                deleted: summary_number(snapshot, properties::DELETED),
+                tags,
+            }
+        };
+        Self { table: table.name.to_string(), snapshots: known.into_iter().map(snapshot).collect() }
+    }
 }
 
 fn kind(snapshot: &SnapshotRef) -> String {

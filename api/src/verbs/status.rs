@@ -1,9 +1,12 @@
 //! `status`: how pipelines and their tables stand. The lake is asked for what is durable, the source for its end, and
 //! the worker's file on this machine for the code of a halt; without source or file the answer only says less.
 
+use std::collections::BTreeMap;
+
+use cdc_dynamodb::MismatchCounts;
 use chrono::Utc;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::commit::{ControlState, Cut, properties};
+use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, RESYNC_REQUESTED, properties};
 use lakehouse_core::position::Position;
 use serde::Serialize;
 use tracing::warn;
@@ -12,8 +15,8 @@ use super::Context;
 use crate::answer::{self, or_dash};
 use crate::config::PipelineConfig;
 use crate::failure::{Exit, Failure};
-use crate::lake::{self, Lake};
-use crate::source::{self, End};
+use crate::lake::{self, Kind, Lake};
+use crate::source::End;
 use crate::worker_state::{Phase, WorkerState};
 
 #[derive(Serialize)]
@@ -51,6 +54,13 @@ struct Table {
     rows: Option<u64>,
     snapshot_id: Option<String>,
     position: Option<Position>,
+    /// Values that were not of their column's type and stand in `_rest`, by attribute, as far as the worker on this machine
+    /// has counted them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    mismatches: BTreeMap<String, u64>,
+    /// Rows in its quarantine, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantined: Option<u64>,
 }
 
 /// Of a pipeline and of a table.
@@ -60,6 +70,10 @@ enum State {
     New,
     Copying,
     Streaming,
+    /// A person has said so.
+    Paused,
+    /// A rollback holds its mirror.
+    PausedDiverged,
     Halted,
 }
 
@@ -69,6 +83,8 @@ impl State {
             Self::New => "new",
             Self::Copying => "copying",
             Self::Streaming => "streaming",
+            Self::Paused => "paused",
+            Self::PausedDiverged => "paused_diverged",
             Self::Halted => "halted",
         }
     }
@@ -96,7 +112,10 @@ async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> R
         None => ControlState::default(),
     };
     let tables = match (lake, &control.cut) {
-        (Some(lake), Some(cut)) => tables(lake, &config.namespace, cut).await?,
+        (Some(lake), Some(cut)) => {
+            let counts = cdc_dynamodb::mismatches(&config.local_state.join(name));
+            tables(lake, &config.namespace, cut, &counts).await?
+        }
         _ => Vec::new(),
     };
     let position = control.cut.as_ref().map(|cut| cut.position);
@@ -105,14 +124,17 @@ async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> R
             let bytes = end.offset().saturating_sub(cut.position.offset());
             (Some(bytes), Some(if bytes == 0 { 0.0 } else { seconds_since(cut.committed_at) }))
         }
-        (Some(End::Since(_)), Some(cut)) => (None, source::read_until(cut).map(seconds_since)),
+        (Some(End::Since(_)), Some(cut)) => (None, cut.read_until.map(seconds_since)),
         _ => (None, None),
     };
     let source_position = match end {
         Some(End::At(position)) => Some(position),
         Some(End::Since(_)) | None => None,
     };
-    let (state, code) = state(name, config, control.cut.as_ref(), &tables);
+    let (state, code) = match &control.paused {
+        Some(_) => (State::Paused, None),
+        None => state(name, config, control.cut.as_ref(), &tables),
+    };
     Ok(Pipeline {
         name: name.to_owned(),
         source: config.source.kind(),
@@ -140,16 +162,17 @@ async fn end_of_source(name: &str, config: &PipelineConfig) -> Option<End> {
     .ok()
 }
 
-async fn tables(lake: &Lake, namespace: &str, cut: &Cut) -> Result<Vec<Table>, Failure> {
+async fn tables(lake: &Lake, namespace: &str, cut: &Cut, counts: &MismatchCounts) -> Result<Vec<Table>, Failure> {
     let captured = lake.captured(namespace, &cut.source).await?;
     let mut tables = Vec::with_capacity(captured.len());
     for table in &captured {
-        tables.push(one_table(table, lake.rows(table).await, cut)?);
+        let quarantined = lake.quarantined(table).await?;
+        tables.push(Table { quarantined, ..one_table(table, lake.rows(table).await, cut, counts)? });
     }
     Ok(tables)
 }
 
-fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut) -> Result<Table, Failure> {
+fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut, counts: &MismatchCounts) -> Result<Table, Failure> {
     let state = lake::table_state(table)?;
     let source = table.property(properties::SOURCE_TABLE);
     let left = source.and_then(|source| cut.left.get(source));
@@ -157,6 +180,8 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut) -> Result<Table,
         source: source.map(str::to_owned),
         table: table.name.to_string(),
         state: match (left, state.position, &state.copy) {
+            (Some(left), _, _) if left.code == RESYNC_REQUESTED => State::Copying,
+            (Some(left), _, _) if left.is_held() || left.code == CHANGES_MISSED => State::PausedDiverged,
             (Some(_), _, _) => State::Halted,
             (None, Some(_), _) => State::Streaming,
             (None, None, Some(_)) => State::Copying,
@@ -166,6 +191,11 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut) -> Result<Table,
         rows,
         snapshot_id: table.snapshot_id().map(|id| id.to_string()),
         position: left.map(|left| left.position).or(state.position),
+        mismatches: match lake::kind(table) {
+            Kind::Mirror => source.and_then(|source| counts.get(source)).cloned().unwrap_or_default(),
+            Kind::History | Kind::Quarantine | Kind::Maintenance | Kind::Other => BTreeMap::new(),
+        },
+        quarantined: None,
     })
 }
 
@@ -235,5 +265,15 @@ fn print_tables(tables: &[Table]) -> Result<(), Failure> {
         ]
     };
     let rows: Vec<_> = tables.iter().map(row).collect();
-    answer::table(["TABLE", "SOURCE", "STATE", "CODE", "ROWS", "POSITION", "SNAPSHOT"], &rows)
+    answer::table(["TABLE", "SOURCE", "STATE", "CODE", "ROWS", "POSITION", "SNAPSHOT"], &rows)?;
+    for table in tables.iter().filter(|table| !table.mismatches.is_empty()) {
+        let counts: Vec<String> =
+            table.mismatches.iter().map(|(attribute, count)| format!("{attribute} {count}")).collect();
+        answer::line(&format!("{}: values of another type, in _rest: {}", table.table, counts.join(", ")))?;
+    }
+    for (table, count) in tables.iter().filter_map(|table| Some((table, table.quarantined.filter(|count| *count > 0)?)))
+    {
+        answer::line(&format!("{}: rows in {}_quarantine: {count}", table.table, table.table))?;
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `tables`: what stands in the catalog, other products' tables included; control tables are not for readers.
 
+use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::properties;
 use lakehouse_core::position::Position;
 use serde::Serialize;
@@ -14,8 +15,9 @@ struct Answer {
     tables: Vec<Table>,
 }
 
+/// How a table stands.
 #[derive(Serialize)]
-struct Table {
+pub(crate) struct Table {
     table: String,
     kind: Kind,
     /// Name at the source.
@@ -29,24 +31,30 @@ struct Table {
     position: Option<Position>,
 }
 
-pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
-    let lake = Lake::open(&context.config).await?;
-    let mut tables = Vec::new();
-    for table in lake.tables(None).await? {
+impl Table {
+    pub(crate) async fn of(lake: &Lake, table: &LoadedTable) -> Result<Self, Failure> {
         let snapshot = table.metadata.current_snapshot();
         let total = |key| snapshot.and_then(|snapshot| lake::summary_number(snapshot, key));
-        tables.push(Table {
-            kind: lake::kind(&table),
+        Ok(Self {
+            kind: lake::kind(table),
             source: table.property(properties::SOURCE_TABLE).map(str::to_owned),
-            rows: lake.rows(&table).await,
+            rows: lake.rows(table).await,
             data_files: total("total-data-files"),
             delete_files: total("total-delete-files"),
             bytes: total("total-files-size"),
             snapshot_id: table.snapshot_id().map(|id| id.to_string()),
             committed_at: snapshot.map(|snapshot| answer::time(snapshot.timestamp_ms())),
-            position: lake::table_state(&table)?.position,
+            position: lake::table_state(table)?.position,
             table: table.name.to_string(),
-        });
+        })
+    }
+}
+
+pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+    let lake = Lake::open(&context.config).await?;
+    let mut tables = Vec::new();
+    for table in lake.tables(None).await? {
+        tables.push(Table::of(&lake, &table).await?);
     }
     match context.json {
         true => answer::json(&Answer { tables })?,
@@ -56,15 +64,10 @@ pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
 }
 
 fn print(tables: &[Table]) -> Result<(), Failure> {
-    let kind = |kind| match kind {
-        Kind::Mirror => "mirror",
-        Kind::History => "history",
-        Kind::Other => "other",
-    };
     let row = |table: &Table| {
         [
             table.table.clone(),
-            kind(table.kind).to_owned(),
+            table.kind.as_str().to_owned(),
             or_dash(table.rows),
             or_dash(table.data_files),
             or_dash(table.delete_files),

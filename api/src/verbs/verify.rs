@@ -55,5 +55,8 @@ fn print(report: &VerifyReport) -> Result<(), Failure> {
     let rows: Vec<_> = report.tables.iter().map(row).collect();
     let headers = ["TABLE", "VERDICT", "SOURCE ROWS", "MIRROR ROWS", "ONLY IN SOURCE", "ONLY IN MIRROR", "DIFFERING"];
     answer::table(headers, &rows)?;
+    for (table, count) in report.tables.iter().filter_map(|table| Some((table, table.quarantined?))) {
+        answer::line(&format!("{}: rows of the source in {}_quarantine: {count}", table.table, table.table))?;
+    }
     answer::line(&format!("verdict: {} at {}, against the {}", report.verdict, report.position, report.against))
 }

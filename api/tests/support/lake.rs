@@ -9,7 +9,7 @@ use arrow_schema::{DataType, TimeUnit};
 use lakehouse_core::batch::Batch;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
 use lakehouse_core::change::{ChangeChunk, Operation, Origin};
-use lakehouse_core::commit::Control;
+use lakehouse_core::commit::{Control, GiveWay};
 use lakehouse_core::lakehouse::{Environment, Lakehouse, TABLES_AT_ONCE, Written};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
@@ -28,11 +28,16 @@ pub(crate) const CONFIG: &str = r#"
     tls = "disable"
 "#;
 
-type Row<'a> = (i64, Option<&'a str>, Option<i128>);
+pub(crate) type Row<'a> = (i64, Option<&'a str>, Option<i128>);
 
 /// An installation whose lake holds `app.orders`: rows 1 to 3 copied; then 2 updated, 3 deleted, 4 inserted; then 5.
 pub(crate) async fn installation() -> Installation {
-    let installation = Installation::new(CONFIG);
+    installation_with("", &[]).await
+}
+
+/// The same with more in its configuration, and more rows that are inserted last, up to 0/190.
+pub(crate) async fn installation_with(config: &str, more: &[Row<'_>]) -> Installation {
+    let installation = Installation::new(&format!("{CONFIG}{config}"));
     let lake = installation.path().join("lake");
     let storage = Storage::local();
     let catalog = SqliteCatalog::open(&lake.join("catalog.db"), &lake.join("warehouse"), storage.clone());
@@ -46,6 +51,7 @@ pub(crate) async fn installation() -> Installation {
         sync_local_state: false,
         tables_at_once: TABLES_AT_ONCE,
         owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
+        give_way: GiveWay::default(),
         planted: Planted::none(),
     };
     let schema = Arc::new(schema());
@@ -53,7 +59,7 @@ pub(crate) async fn installation() -> Installation {
     let lakehouse = Lakehouse::go(environment, control, "test".to_owned(), start, vec![Arc::clone(&schema)]).await;
     let mut lakehouse = lakehouse.expect("a new lake");
 
-    let mut copy = lakehouse.begin_copy(&schema.source).expect("a copy");
+    let mut copy = lakehouse.begin_copy(&schema.source).await.expect("a copy");
     let mut writer = copy.target().writer().expect("a writer");
     let rows = [(1, Some("Ann"), Some(150)), (2, Some("Bob \"B\", Jr."), None), (3, Some(""), Some(-5))];
     writer.write(&schema, &columns(&rows)).expect("rows fit");
@@ -64,6 +70,10 @@ pub(crate) async fn installation() -> Installation {
     let rows = [(Update, (2, Some("Bea"), Some(1))), (Delete, (3, None, None)), (Insert, (4, None, Some(99)))];
     commit(&mut lakehouse, &schema, 0xC8, &rows).await;
     commit(&mut lakehouse, &schema, 0x12C, &[(Insert, (5, Some("Eve"), None))]).await;
+    if !more.is_empty() {
+        let inserts: Vec<_> = more.iter().map(|row| (Insert, *row)).collect();
+        commit(&mut lakehouse, &schema, 0x190, &inserts).await;
+    }
     installation
 }
 
@@ -78,6 +88,7 @@ async fn commit(lakehouse: &mut Lakehouse, schema: &Arc<TableSchema>, to: u64, c
     let mut batch = Batch::default();
     batch.absorb(ChangeChunk {
         lanes: None,
+        quarantined: Vec::new(),
         schema: Arc::clone(schema),
         operations: changes.iter().map(|(operation, _)| *operation).collect(),
         origins: (0..changes.len()).map(origin).collect(),
@@ -101,6 +112,7 @@ fn schema() -> TableSchema {
     };
     TableSchema {
         many_lanes: false,
+        quarantine: false,
         source: "public.orders".to_owned(),
         mirror: TableName::new("app", "orders"),
         columns: vec![

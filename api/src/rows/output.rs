@@ -9,10 +9,11 @@ use serde_json::{Map, Value, json};
 
 use super::cells;
 use crate::answer::{Layout, or_dash, shown};
+use crate::cli::Format;
 use crate::failure::Failure;
 
 /// Where rows go.
-pub(super) enum Output<W: Write> {
+pub(crate) enum Output<W: Write> {
     /// Widths are those of the first batch.
     Table {
         out: W,
@@ -32,22 +33,32 @@ pub(super) enum Output<W: Write> {
 }
 
 impl<W: Write> Output<W> {
-    pub(super) fn table(out: W, schema: &Schema, emphasis: bool) -> Self {
+    /// In a format that a person may name; `emphasis` is for the table's head on a terminal.
+    pub(crate) fn of(format: Format, out: W, schema: &Schema, emphasis: bool) -> Result<Self, Failure> {
+        Ok(match format {
+            Format::Table => Self::table(out, schema, emphasis),
+            Format::Csv => Self::csv(out, schema)?,
+            Format::Ndjson => Self::ndjson(out),
+            Format::Arrow => Self::arrow(out, schema)?,
+        })
+    }
+
+    pub(crate) fn table(out: W, schema: &Schema, emphasis: bool) -> Self {
         let layout = Layout::new(schema.fields().iter().map(|field| shown(field.name())).collect());
         Self::Table { out, layout, emphasis, begun: false }
     }
 
-    pub(super) fn csv(mut out: W, schema: &Schema) -> Result<Self, Failure> {
+    pub(crate) fn csv(mut out: W, schema: &Schema) -> Result<Self, Failure> {
         let names = schema.fields().iter().map(|field| Some(field.name().clone()));
         out.write_all(csv_line(names).as_bytes())?;
         Ok(Self::Csv(out))
     }
 
-    pub(super) fn ndjson(out: W) -> Self {
+    pub(crate) fn ndjson(out: W) -> Self {
         Self::Ndjson(out)
     }
 
-    pub(super) fn json(mut out: W, schema: &Schema, mut head: Map<String, Value>) -> Result<Self, Failure> {
+    pub(crate) fn json(mut out: W, schema: &Schema, mut head: Map<String, Value>) -> Result<Self, Failure> {
         let columns: Vec<&String> = schema.fields().iter().map(|field| field.name()).collect();
         head.insert("columns".to_owned(), json!(columns));
         let head = Value::Object(head).to_string();
@@ -55,11 +66,11 @@ impl<W: Write> Output<W> {
         Ok(Self::Json { out, begun: false })
     }
 
-    pub(super) fn arrow(out: W, schema: &Schema) -> Result<Self, Failure> {
+    pub(crate) fn arrow(out: W, schema: &Schema) -> Result<Self, Failure> {
         Ok(Self::Arrow(Box::new(StreamWriter::try_new(out, schema).map_err(arrow_failed)?)))
     }
 
-    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Failure> {
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), Failure> {
         let rows = 0..batch.num_rows();
         match self {
             Self::Arrow(writer) => writer.write(batch).map_err(arrow_failed)?,
@@ -101,29 +112,32 @@ impl<W: Write> Output<W> {
         Ok(())
     }
 
-    pub(super) fn end(self) -> Result<(), Failure> {
-        match self {
+    /// Ends the answer and gives its way out back, everything written.
+    pub(crate) fn end(self) -> Result<W, Failure> {
+        let mut out = match self {
             Self::Table { mut out, layout, emphasis, begun } => {
                 if !begun {
                     layout.write_header(&mut out, emphasis)?;
                 }
-                out.flush()?;
+                out
             }
-            Self::Csv(mut out) | Self::Ndjson(mut out) => out.flush()?,
+            Self::Csv(out) | Self::Ndjson(out) => out,
             Self::Json { mut out, .. } => {
                 out.write_all(b"]}\n")?;
-                out.flush()?;
+                out
             }
             Self::Arrow(mut writer) => {
                 writer.finish().map_err(arrow_failed)?;
-                writer.get_mut().flush()?;
+                writer.into_inner().map_err(arrow_failed)?
             }
-        }
-        Ok(())
+        };
+        out.flush()?;
+        Ok(out)
     }
 }
 
-fn named(batch: &RecordBatch) -> impl Iterator<Item = (&str, &dyn Array)> {
+/// The columns of a batch with their names.
+pub(super) fn named(batch: &RecordBatch) -> impl Iterator<Item = (&str, &dyn Array)> {
     let names = batch.schema_ref().fields().iter().map(|field| field.name().as_str());
     names.zip(batch.columns().iter().map(|column| column.as_ref()))
 }
@@ -181,7 +195,7 @@ mod tests {
 
     fn fill(mut output: Output<&mut Vec<u8>>) -> Result<(), Failure> {
         batches().iter().try_for_each(|batch| output.write(batch))?;
-        output.end()
+        output.end().map(drop)
     }
 
     #[test]
@@ -214,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_table_without_rows_still_shows_its_columns() {
-        let out = check(|out, schema| Output::table(out, schema, false).end());
+        let out = check(|out, schema| Output::table(out, schema, false).end().map(drop));
         assert_eq!(String::from_utf8(out).unwrap(), "id  a,b\n");
         let out = check(|out, schema| fill(Output::table(out, schema, false)));
         assert_eq!(String::from_utf8(out).unwrap(), "id  a,b\n1   x\"y\n2   -\n3   \n");

@@ -18,6 +18,7 @@ use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion_sql::parser::DFParserBuilder;
 use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
+use datafusion_sql::sqlparser::ast::Expr as SqlExpr;
 use datafusion_sql::sqlparser::dialect::PostgreSqlDialect;
 
 /// How deep an expression may nest.
@@ -51,9 +52,13 @@ impl Planner {
     /// The expression that `text` is, over the columns of `schema`.
     pub(super) fn parse(&self, text: &str, schema: &DFSchema) -> Result<Expr> {
         let parser = DFParserBuilder::new(text).with_dialect(&PostgreSqlDialect {}).with_recursion_limit(DEPTH);
-        let parsed = parser.build()?.parse_into_expr()?;
+        self.plan(parser.build()?.parse_into_expr()?.expr, schema)
+    }
+
+    /// The expression that a tree of SQL means, over the columns of `schema`.
+    pub(super) fn plan(&self, tree: SqlExpr, schema: &DFSchema) -> Result<Expr> {
         let planner = SqlToRel::new_with_options(self, ParserOptions::from(&self.options.sql_parser));
-        planner.sql_to_expr(parsed.expr, schema, &mut PlannerContext::new())
+        planner.sql_to_expr(tree, schema, &mut PlannerContext::new())
     }
 
     /// The same with types that agree, ready for batches of `schema`.

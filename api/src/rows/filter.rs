@@ -1,7 +1,8 @@
-//! `--where`: a SQL expression over the columns of a table, as DataFusion understands it. Only rows for which it is true
-//! are kept; NULL is not true.
+//! Conditions on rows: a SQL expression over the columns of a table, as DataFusion understands it, or a tree that means
+//! one. Only rows for which it is true are kept; NULL is not true.
 
 mod planner;
+mod tree;
 
 use std::sync::Arc;
 
@@ -16,6 +17,13 @@ use super::cells;
 use crate::failure::{Exit, Failure};
 use crate::nearest::nearest;
 use planner::Planner;
+pub(crate) use tree::FilterTree;
+
+/// A condition as somebody has written it.
+pub(crate) enum Where {
+    Sql(String),
+    Tree(FilterTree),
+}
 
 /// An expression whose columns are known, not yet bound to their places in what is read.
 pub(super) struct Condition {
@@ -33,14 +41,21 @@ pub(super) struct Filter {
 }
 
 impl Condition {
-    /// `text` over the columns of `table`.
-    pub(super) fn new(text: &str, table: &Schema) -> Result<Self, Failure> {
+    /// What is written, over the columns of `table`.
+    pub(super) fn new(written: &Where, table: &Schema) -> Result<Self, Failure> {
         let planner = Planner::new();
+        let text = match written {
+            Where::Sql(text) => text.clone(),
+            Where::Tree(_) => "filter".to_owned(),
+        };
         let schema = DFSchema::try_from(visible(table));
-        let expression = schema.and_then(|schema| planner.parse(text, &schema));
+        let expression = schema.and_then(|schema| match written {
+            Where::Sql(text) => planner.parse(text, &schema),
+            Where::Tree(tree) => planner.plan(tree.to_sql(table)?, &schema),
+        });
         let names = || table.fields().iter().map(|field| field.name().as_str());
-        let expression = expression.map_err(|error| invalid(text, &error, names()))?;
-        Ok(Self { planner, expression, text: text.to_owned() })
+        let expression = expression.map_err(|error| invalid(&text, &error, names()))?;
+        Ok(Self { planner, expression, text })
     }
 
     /// The names of the columns that the expression needs.

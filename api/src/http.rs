@@ -1,0 +1,139 @@
+//! The HTTP service: tables, their past and their rows, below `/v1`. It reads; nothing here changes a table.
+//!
+//! A request goes through `routes.rs` (which role may call what), `auth.rs` (who is calling) and one handler; every error,
+//! whoever makes it, becomes an answer in `problem.rs`. Rows are written by blocking work through a pipe that the client
+//! empties (`pipe.rs`). Connections are HTTP/1.1 without TLS: a proxy in front ends it.
+
+mod auth;
+mod diff;
+mod etag;
+mod format;
+mod metrics;
+mod pipe;
+mod problem;
+mod routes;
+mod rows;
+mod tables;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::config::{ApiConfig, Config};
+use crate::failure::Failure;
+use crate::lake::Lake;
+use metrics::Metrics;
+
+/// Open connections of one listener (S6); more wait in the system's queue.
+const CONNECTIONS: usize = 256;
+/// How long a client may take to send its request's head (S6).
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// The longest head of a request (S6).
+const HEAD_BYTES: usize = 16 << 10;
+/// How long answers under way may take once a stop was asked for.
+const GRACE: Duration = Duration::from_secs(5);
+/// After an error of the system's own, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What handlers share.
+struct Service {
+    config: Config,
+    api: ApiConfig,
+    lake: Lake,
+    /// One permit for each read of rows.
+    scans: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+type Shared = Arc<Service>;
+
+/// Bound to its addresses, not yet answering.
+pub(crate) struct Server {
+    listeners: Vec<(TcpListener, Router)>,
+}
+
+impl Server {
+    /// # Errors
+    /// `LISTEN` for an address that cannot be had.
+    pub(crate) async fn bind(config: &Config, api: &ApiConfig, lake: Lake) -> Result<Self, Failure> {
+        if !api.listen.ip().is_loopback() {
+            warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
+        }
+        let scans = Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1)));
+        let metrics = Metrics::new();
+        let service = Arc::new(Service { config: config.clone(), api: api.clone(), lake, scans, metrics });
+        let mut listeners = vec![(listen("listen", api.listen).await?, routes::api(&service))];
+        if let Some(address) = api.metrics_listen {
+            listeners.push((listen("metrics_listen", address).await?, routes::metrics(&service)));
+        }
+        Ok(Self { listeners })
+    }
+
+    /// Answers until it is stopped, then ends what is under way.
+    pub(crate) async fn serve(self, stop: CancellationToken) {
+        let serving = self.listeners.into_iter().map(|(listener, router)| accept(listener, router, stop.clone()));
+        futures::future::join_all(serving).await;
+        info!("HTTP has stopped");
+    }
+}
+
+async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let message = format!("the address cannot be listened on: {error}");
+        let remedy = format!("end what listens there, or set {key} in [api] to another address");
+        Failure::failed("LISTEN", address.to_string(), message, remedy)
+    })?;
+    let address = listener.local_addr().map_or_else(|_| address.to_string(), |address| address.to_string());
+    info!(key, address, "listening");
+    Ok(listener)
+}
+
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_BYTES);
+    let next = async || {
+        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+        (listener.accept().await, permit)
+    };
+    loop {
+        // Biased: a stop is not kept waiting. A connection that was not accepted yet stays in the system's queue.
+        let (accepted, permit) = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = next() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "a connection cannot be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = graceful.watch(protocol.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection has ended early");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if timeout(GRACE, graceful.shutdown()).await.is_err() {
+        warn!("answers under way have not ended in time and are cut off");
+    }
+}

@@ -1,0 +1,43 @@
+//! Strong entity tags: what was sent under one never changes.
+
+use axum::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use lakehouse_core::catalog::LoadedTable;
+use sha2::{Digest, Sha256};
+
+/// The tag of an answer that the parts decide.
+pub(super) struct Etag(String);
+
+impl Etag {
+    /// Of a table's state: its uuid and the token that the catalog compares at the swap.
+    pub(super) fn of_table(table: &LoadedTable) -> Self {
+        Self::of(&[&table.metadata.uuid().to_string(), &table.token])
+    }
+
+    pub(super) fn of(parts: &[&str]) -> Self {
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update((part.len() as u64).to_le_bytes());
+            digest.update(part.as_bytes());
+        }
+        let digits: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("\"{digits}\""))
+    }
+
+    /// The answer that the client has already, if it says so.
+    pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
+        let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let mut known = known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+        known.any(|tag| tag == "*" || tag == self.0).then(|| self.on(StatusCode::NOT_MODIFIED.into_response()))
+    }
+
+    /// Puts the tag on an answer.
+    pub(super) fn on(&self, mut response: Response) -> Response {
+        let headers = response.headers_mut();
+        headers.insert(ETAG, HeaderValue::from_str(&self.0).expect("digits in quotes"));
+        // To be asked for again each time, and kept by nobody in between.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        response
+    }
+}

@@ -1,0 +1,184 @@
+//! Every error as RFC 9457 has it, whoever makes it: a handler, an extractor, the router, a panic, a timeout. An error of
+//! ours travels beside an empty answer and gets its body, with the request's id, in one place: [`render`].
+//!
+//! What went wrong inside is for the log: an answer above 499 shows neither paths nor causes (S12).
+
+use std::any::Any;
+
+use axum::extract::Request;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use lakehouse_core::error::{Problem, Reaction};
+use serde::Serialize;
+use tracing::error;
+use uuid::Uuid;
+
+use crate::failure::Failure;
+use crate::lake::Neighbours;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An error on its way to the client.
+#[derive(Clone, Debug)]
+pub(super) struct HttpProblem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    /// What is kept around a point that is not, as JSON.
+    nearest: Option<serde_json::Value>,
+    /// Seconds.
+    retry_after: Option<u64>,
+    /// What the client does not see.
+    cause: Option<Box<Problem>>,
+}
+
+impl HttpProblem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), nearest: None, retry_after: None, cause: None }
+    }
+
+    /// The request itself is wrong.
+    pub(super) fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "REQUEST_INVALID", detail)
+    }
+
+    pub(super) fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// Of an expired point, what is kept around it.
+    pub(super) fn with_nearest(self, neighbours: impl FnOnce() -> Neighbours) -> Self {
+        match self.status {
+            StatusCode::GONE => Self { nearest: serde_json::to_value(neighbours()).ok(), ..self },
+            _ => self,
+        }
+    }
+
+    /// What a status says by itself, where nobody of ours has said more.
+    fn of(status: StatusCode) -> Self {
+        let (code, detail) = match status {
+            StatusCode::NOT_FOUND => ("ROUTE_UNKNOWN", "no such address"),
+            StatusCode::METHOD_NOT_ALLOWED => ("METHOD_UNKNOWN", "this address does not take this method"),
+            StatusCode::SERVICE_UNAVAILABLE => ("BUSY", "the answer takes too long"),
+            _ if status.is_client_error() => ("REQUEST_INVALID", "the request cannot be understood"),
+            _ => ("INTERNAL", INTERNAL),
+        };
+        let problem = Self::new(status, code, detail);
+        if status == StatusCode::SERVICE_UNAVAILABLE { problem.retry_after(RETRY_SECONDS) } else { problem }
+    }
+}
+
+const INTERNAL: &str = "the server could not do this; its log has the reason under the request's id";
+/// When to come again after what time heals.
+const RETRY_SECONDS: u64 = 5;
+
+impl From<Failure> for HttpProblem {
+    fn from(Failure { problem, .. }: Failure) -> Self {
+        let status = match problem.code {
+            "TABLE_UNKNOWN" | "TABLE_NAME" | "SNAPSHOT_UNKNOWN" | "TAG_UNKNOWN" | "CUT_UNKNOWN" => {
+                StatusCode::NOT_FOUND
+            }
+            "SNAPSHOT_EXPIRED" => StatusCode::GONE,
+            "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ROWS_LIMIT" => StatusCode::BAD_REQUEST,
+            _ if problem.reaction == Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if !status.is_server_error() {
+            return Self::new(
+                status,
+                problem.code,
+                format!("{}: {}; {}", problem.subject, problem.message, problem.remedy),
+            );
+        }
+        let told = Self::new(status, problem.code, INTERNAL);
+        let told = if status == StatusCode::SERVICE_UNAVAILABLE { told.retry_after(RETRY_SECONDS) } else { told };
+        Self { cause: Some(Box::new(problem)), ..told }
+    }
+}
+
+impl From<Problem> for HttpProblem {
+    fn from(problem: Problem) -> Self {
+        Failure::from(problem).into()
+    }
+}
+
+impl IntoResponse for HttpProblem {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// For the layer that catches panics.
+pub(super) fn panicked(cause: Box<dyn Any + Send + 'static>) -> Response {
+    let text = cause.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
+    let problem = Problem::halt(
+        "INTERNAL",
+        "the HTTP service",
+        format!("a handler broke one of its own rules: {text}"),
+        "report this",
+    );
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    HttpProblem { cause: Some(Box::new(problem)), ..HttpProblem::of(status) }.into_response()
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nearest: Option<&'a serde_json::Value>,
+}
+
+/// Around everything: gives the request an id, and every error its body.
+pub(super) async fn render(request: Request, next: Next) -> Response {
+    let id = Uuid::now_v7().to_string();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let own = response.extensions_mut().remove::<HttpProblem>();
+    let is_error = status.is_client_error() || status.is_server_error();
+    if let Some(problem) = own.or_else(|| is_error.then(|| HttpProblem::of(status))) {
+        if let Some(cause) = &problem.cause {
+            error!(
+                request_id = id, %method, path, code = cause.code, subject = cause.subject, reason = cause.message,
+                remedy = cause.remedy, "a request has failed"
+            );
+        }
+        let document = Document {
+            r#type: format!("urn:lakehouse:problem:{}", problem.code),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: &problem.detail,
+            code: problem.code,
+            request_id: &id,
+            nearest: problem.nearest.as_ref(),
+        };
+        let body = serde_json::to_vec(&document).expect("a document is plain data");
+        *response.body_mut() = body.into();
+        let headers = response.headers_mut();
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = problem.retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+    }
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an id is ASCII"));
+    response
+}

@@ -1,0 +1,66 @@
+//! Every address, and the least role that may call it. A route is made with its role, so none is without one but the two
+//! that say no more than a status.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, get};
+use tokio::time::timeout;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+
+use super::auth::{self, Guard};
+use super::{Shared, diff, metrics, problem, rows, tables};
+use crate::config::Role;
+
+/// How long an answer without rows may take (S6); one with rows has the time of a scan.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// How long the catalog may take to show that it is there.
+const READY_TIME: Duration = Duration::from_secs(2);
+
+pub(super) fn api(service: &Shared) -> Router {
+    let guarded = |role: Role, route: MethodRouter<Shared>| {
+        route.layer(from_fn_with_state(Guard { service: Shared::clone(service), role }, auth::check))
+    };
+    let about = Router::new()
+        .route("/v1/tables", guarded(Role::Reader, get(tables::list)))
+        .route("/v1/tables/{namespace}/{table}", guarded(Role::Reader, get(tables::describe)))
+        .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
+        .route("/v1/tables/{namespace}/{table}/refs", guarded(Role::Reader, get(tables::references)))
+        .route("/v1/tables/{namespace}/{table}/health", guarded(Role::Reader, get(tables::health)))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER_TIME));
+    let with_rows = Router::new()
+        .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))
+        .route("/v1/tables/{namespace}/{table}/diff", guarded(Role::Reader, get(diff::get)));
+    within(about.merge(with_rows).merge(probes()), service)
+}
+
+/// For the port of its own.
+pub(super) fn metrics(service: &Shared) -> Router {
+    within(probes().route("/metrics", get(metrics::show)), service)
+}
+
+fn probes() -> Router<Shared> {
+    Router::new().route("/livez", get(|| async { StatusCode::OK })).route("/readyz", get(ready))
+}
+
+/// What is around every answer: from the inside, panics become errors, errors get a body, and all are counted.
+fn within(router: Router<Shared>, service: &Shared) -> Router {
+    router
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(from_fn(problem::render))
+        .layer(from_fn_with_state(Shared::clone(service), metrics::observe))
+        .with_state(Shared::clone(service))
+}
+
+/// The catalog answers.
+async fn ready(State(service): State<Shared>) -> StatusCode {
+    match timeout(READY_TIME, service.lake.catalog.list(None)).await {
+        Ok(Ok(_)) => StatusCode::OK,
+        Ok(Err(_)) | Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

@@ -1,0 +1,43 @@
+//! What an operator's verb changes in a pipeline's control table, while a worker may be writing cuts to it.
+
+use std::sync::Arc;
+
+use lakehouse_core::commit::{Control, is_overtaken};
+use lakehouse_core::error::{Problem, Reaction};
+
+use crate::failure::Failure;
+use crate::lake::Lake;
+
+/// Tries against a worker that is quicker.
+const TRIES: u32 = 8;
+
+/// Does one change on the control table as it stands; again, as long as a cut comes in between.
+pub(super) async fn on_control<T>(
+    lake: &Lake,
+    pipeline: &str,
+    mut change: impl AsyncFnMut(&mut Control) -> Result<T, Problem>,
+) -> Result<T, Failure> {
+    let mut tries = 0;
+    loop {
+        let mut control = Control::open(Arc::clone(&lake.catalog), lake.storage.clone(), pipeline).await?;
+        tries += 1;
+        match change(&mut control).await {
+            Err(problem) if is_overtaken(&problem) && tries < TRIES => {}
+            other => return other.map_err(moved),
+        }
+    }
+}
+
+/// What has moved since a person looked has exit code 3: nothing was changed.
+pub(super) fn moved(problem: Problem) -> Failure {
+    match problem.code {
+        "CUT_NOT_REACHED" | "TABLE_MOVED" | "FENCED" | "ROLLBACK_OPEN" => {
+            let remedy = match problem.reaction {
+                Reaction::Retry => "try again; nothing was changed".to_owned(),
+                Reaction::Halt | Reaction::HaltTable => problem.remedy,
+            };
+            Failure::moved(problem.code, problem.subject, problem.message, remedy)
+        }
+        _ => Failure::from(problem),
+    }
+}

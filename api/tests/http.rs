@@ -1,0 +1,459 @@
+//! The HTTP service of the real binary, over loopback: what it answers to whom, and that rows are those of the command line.
+
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use iceberg::TableUpdate;
+use lakehouse_core::catalog::{Catalog, SqliteCatalog, Swap};
+use lakehouse_core::schema::TableName;
+use lakehouse_core::storage::Storage;
+use serde_json::{Value, json};
+use support::{Installation, lake};
+use testkit::http::{Exchange, exchange};
+
+/// Longer than a start takes.
+const START: Duration = Duration::from_secs(30);
+
+/// SHA-256 of `reader-token`, `operator-token`, `admin-token`, `narrow-token` and `old-token`.
+const TOKENS: [(&str, &str, &str); 5] = [
+    ("reader", "ba5005a40cf5212e4ac0190104cc127edab013294bb71279a975b27a80982d45", "role = \"reader\""),
+    ("operator", "0850123315d21ab90f4f7236408a52ef6dbd6a02a6550e5c10dc73f4d993680e", "role = \"operator\""),
+    ("admin", "10a4c7c9fc5206d6f36dc6944a81bb6f4a3cb0e25014ae3b12e6c3e52712292a", "role = \"admin\""),
+    (
+        "narrow",
+        "24fd4bd1faba5000f7381c1a788fa9b48d0d17280fc3e3dda83e4193184c8158",
+        "role = \"admin\"\ntables = [\"other.*\", \"app.nothing\"]",
+    ),
+    (
+        "old",
+        "9bdf10a691a1cfda89d9ff66629d1609ab176cec9b6a3146a8929f28937a9fce",
+        "role = \"admin\"\nexpires = \"2020-01-01T00:00:00Z\"",
+    ),
+];
+
+/// Every address with a table in it, and the list.
+const ROUTES: [&str; 7] = [
+    "/v1/tables",
+    "/v1/tables/app/orders",
+    "/v1/tables/app/orders/snapshots",
+    "/v1/tables/app/orders/refs",
+    "/v1/tables/app/orders/health",
+    "/v1/tables/app/orders/rows",
+    "/v1/tables/app/orders/diff?from=main&to=main",
+];
+
+/// A serving process, which ends with this.
+struct Service {
+    process: Child,
+    uri: String,
+    metrics: String,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.process.kill().expect("the service was running");
+        self.process.wait().expect("the service has ended");
+    }
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+impl Service {
+    async fn start(installation: &Installation) -> Self {
+        let (listen, metrics) = (free_address(), free_address());
+        let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
+        let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
+        let service = Self { process, uri: format!("http://{listen}"), metrics: format!("http://{metrics}") };
+        let begun = Instant::now();
+        while exchange("GET", &format!("{}/livez", service.uri), &[], "").await.is_err() {
+            assert!(begun.elapsed() < START, "the service does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        service
+    }
+
+    async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
+        self.call("GET", target, headers).await
+    }
+
+    async fn call(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Exchange {
+        let answer = exchange(method, &format!("{}{target}", self.uri), headers, "").await;
+        answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
+    }
+
+    /// A JSON document with status 200.
+    async fn ask(&self, target: &str) -> Value {
+        let answer = self.get(target, &[]).await;
+        assert_eq!(answer.status(), 200, "{target}: {}", text(&answer));
+        serde_json::from_slice(&answer.content()).expect("JSON")
+    }
+}
+
+fn text(answer: &Exchange) -> String {
+    String::from_utf8(answer.content()).expect("text")
+}
+
+/// The stable code of an error, whose form is that of RFC 9457.
+fn problem(answer: &Exchange) -> (u16, String) {
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", text(answer));
+    let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
+    for key in ["type", "title", "detail", "code", "request_id"] {
+        assert!(document[key].as_str().is_some_and(|value| !value.is_empty()), "{key}: {document}");
+    }
+    assert_eq!(document["status"], json!(answer.status()));
+    assert_eq!(document["request_id"].as_str(), answer.header("x-request-id"));
+    (answer.status(), document["code"].as_str().expect("a code").to_owned())
+}
+
+async fn anonymous() -> Installation {
+    lake::installation_with("[api]\nallow_anonymous = true\n", &[]).await
+}
+
+fn catalog(installation: &Installation) -> SqliteCatalog {
+    let lake = installation.path().join("lake");
+    SqliteCatalog::open(&lake.join("catalog.db"), &lake.join("warehouse"), Storage::local()).expect("the catalog")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_those_of_the_command_line_in_every_format() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    for (query, arguments) in [
+        ("", &[][..]),
+        ("?cut=0/C8", &["--cut", "0/C8"]),
+        ("?tag=main&select=amount,id", &["--tag", "main", "--select", "amount,id"]),
+        ("?as_of=2999-01-01&limit=2", &["--as-of", "2999-01-01", "--limit", "2"]),
+        (
+            "?filter=%7B%22and%22:[%7B%22gt%22:%7B%22column%22:%22id%22,%22value%22:1%7D%7D,\
+             %7B%22le%22:%7B%22column%22:%22amount%22,%22value%22:%220.99%22%7D%7D]%7D",
+            &["--where", "id > 1 AND amount <= 0.99"],
+        ),
+    ] {
+        let target = format!("/v1/tables/app/orders/rows{query}");
+        for (accept, format) in
+            [("text/csv", "csv"), ("application/x-ndjson", "ndjson"), ("application/vnd.apache.arrow.stream", "arrow")]
+        {
+            let answer = service.get(&target, &[("accept", accept)]).await;
+            assert_eq!((answer.status(), answer.header("content-type")), (200, Some(accept)), "{target}");
+            let told = installation.run(&[&["rows", "app.orders", "--format", format], arguments].concat());
+            let mut expected = told.stdout.clone();
+            if format == "ndjson" {
+                let rows = told.text().lines().count();
+                expected.extend(format!("{{\"_status\":\"complete\",\"rows\":{rows}}}\n").bytes());
+            }
+            assert_eq!(answer.content(), expected, "{target} as {format}");
+        }
+        let told = installation.json(&[&["rows", "app.orders"], arguments].concat());
+        assert_eq!(service.get(&target, &[]).await.content(), told.stdout, "{target}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_selector_chooses_the_state_and_headers_say_which() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    let told = installation.ask(&["snapshots", "app.orders"]);
+    let first = &told["snapshots"][0];
+    let id = first["snapshot_id"].as_str().expect("an id");
+    let answer = service.get(&format!("/v1/tables/app/orders/rows?snapshot_id={id}&select=id,name"), &[]).await;
+    assert_eq!(answer.header("snapshot-id"), Some(id));
+    assert_eq!(answer.header("snapshot-timestamp"), first["committed_at"].as_str());
+    assert_eq!(answer.header("consistency"), Some("per_table"));
+    let sql = format!("SELECT \"id\", \"name\" FROM \"app\".\"orders\" FOR VERSION AS OF {id}");
+    assert_eq!(answer.header("athena-sql"), Some(sql.as_str()));
+    let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
+    assert_eq!((document["rows"].as_array().map(Vec::len), &document["snapshot_id"]), (Some(3), &json!(id)));
+    let cut = service.get("/v1/tables/app/orders/rows?cut=0/FF", &[]).await;
+    assert_eq!(cut.header("consistency"), Some("cut"));
+    assert!(text(&cut).contains("\"cut\":{\"exact\":false,\"position\":\"0/C8\"}"), "{}", text(&cut));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_about_tables_is_that_of_the_command_line() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    assert_eq!(service.ask("/v1/tables").await, installation.ask(&["tables"]));
+    assert_eq!(service.ask("/v1/tables/app/orders/snapshots").await, installation.ask(&["snapshots", "app.orders"]));
+    let described = service.ask("/v1/tables/app/orders").await;
+    assert_eq!(
+        (&described["table"], &described["rows"], &described["key"]),
+        (&json!("app.orders"), &json!(4), &json!(["id"]))
+    );
+    let columns: Vec<&Value> = described["columns"].as_array().expect("columns").iter().map(|c| &c["name"]).collect();
+    assert_eq!(columns, ["id", "name", "amount", "token", "at"]);
+    let references = service.ask("/v1/tables/app/orders/refs").await;
+    assert_eq!(references["refs"][0]["snapshot_id"], described["snapshot_id"]);
+    assert_eq!((&references["refs"][0]["name"], &references["refs"][0]["kind"]), (&json!("main"), &json!("branch")));
+    let health = service.ask("/v1/tables/app/orders/health").await;
+    assert_eq!(health["rows"], installation.ask(&["health", "app.orders"])["tables"][0]["rows"]);
+    assert_eq!(problem(&service.get("/v1/tables/lakehouse_control/app", &[]).await), (404, "TABLE_UNKNOWN".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_diff_is_that_of_the_command_line() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    let target = "/v1/tables/app/orders/diff?from=0/64&to=main";
+    let told = installation.json(&["diff", "app.orders", "0/64", "main"]);
+    assert_eq!(service.get(target, &[]).await.content(), told.stdout);
+    let csv = service.get(target, &[("accept", "text/csv")]).await;
+    assert_eq!(csv.content(), installation.run(&["diff", "app.orders", "0/64", "main", "--format", "csv"]).stdout);
+    let lines = service.get(target, &[("accept", "application/x-ndjson")]).await;
+    let last: Value = serde_json::from_str(text(&lines).lines().last().expect("a last line")).expect("JSON");
+    assert_eq!(last, json!({"_status": "complete", "inserted": 2, "updated": 1, "deleted": 1}));
+    let counts = service.ask(&format!("{target}&counts=true")).await;
+    assert_eq!(counts, installation.ask(&["diff", "app.orders", "0/64", "main", "--counts"]));
+    let missing = service.get("/v1/tables/app/orders/diff?from=main", &[]).await;
+    assert_eq!(problem(&missing), (400, "REQUEST_INVALID".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_error_is_a_problem_with_a_code_of_its_own() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    let rows = |query: &str| format!("/v1/tables/app/orders/rows?{query}");
+    for (target, status, code) in [
+        ("/v1/tables/app/order".to_owned(), 404, "TABLE_UNKNOWN"),
+        ("/v1/tables/app".to_owned(), 404, "ROUTE_UNKNOWN"),
+        ("/metrics".to_owned(), 404, "ROUTE_UNKNOWN"),
+        ("/v1/tables/%FF/orders".to_owned(), 400, "REQUEST_INVALID"),
+        (rows("snapshot_id=1"), 404, "SNAPSHOT_UNKNOWN"),
+        (rows("snapshot_id=x"), 400, "REQUEST_INVALID"),
+        (rows("as_of=2000-01-01"), 404, "SNAPSHOT_UNKNOWN"),
+        (rows("as_of=yesterday"), 400, "REQUEST_INVALID"),
+        (rows("tag=mian"), 404, "TAG_UNKNOWN"),
+        (rows("cut=0/1"), 404, "CUT_UNKNOWN"),
+        (rows("cut=x"), 400, "REQUEST_INVALID"),
+        (rows("tag=main&cut=0/C8"), 400, "REQUEST_INVALID"),
+        (rows("order_by=id"), 400, "REQUEST_INVALID"),
+        (rows("select=nmae"), 400, "COLUMN_UNKNOWN"),
+        (rows("filter=id%3D1"), 400, "FILTER_INVALID"),
+        (rows("filter=%7B%22eq%22:%7B%22column%22:%22nmae%22,%22value%22:1%7D%7D"), 400, "FILTER_INVALID"),
+        (rows("limit=10001"), 400, "ROWS_LIMIT"),
+        (rows("limit=-1"), 400, "REQUEST_INVALID"),
+    ] {
+        let answer = service.get(&target, &[]).await;
+        assert_eq!(problem(&answer), (status, code.to_owned()), "{target}");
+    }
+    let html = service.get(&rows(""), &[("accept", "text/html")]).await;
+    assert_eq!(problem(&html), (406, "NOT_ACCEPTABLE".to_owned()));
+    let posted = service.call("POST", &rows(""), &[]).await;
+    assert_eq!(problem(&posted), (405, "METHOD_UNKNOWN".to_owned()));
+    // A file that is gone: the answer says so little that nobody learns where it was.
+    let data = installation.path().join("lake/warehouse/app/orders/data");
+    fs::remove_dir_all(&data).expect("removed");
+    let broken = service.get(&rows(""), &[]).await;
+    assert_eq!(problem(&broken), (500, "FILE_MISSING".to_owned()));
+    assert!(!text(&broken).contains("warehouse"), "{}", text(&broken));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_point_is_gone_and_its_neighbours_are_named() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    let told = installation.ask(&["snapshots", "app.orders"]);
+    let snapshots = told["snapshots"].as_array().expect("snapshots");
+    let id = |number: usize| snapshots[number]["snapshot_id"].as_str().expect("an id");
+    let kept = snapshots.len() - 2;
+    let removed: Vec<i64> = (0..kept).map(|number| id(number).parse().expect("a number")).collect();
+    let catalog = catalog(&installation);
+    let table = catalog.load(&TableName::new("app", "orders"), None).await.expect("a catalog").expect("a table");
+    let expired = catalog.commit(&table, vec![TableUpdate::RemoveSnapshots { snapshot_ids: removed }]).await;
+    assert!(matches!(expired, Ok(Swap::Landed(_))), "{expired:?}");
+    let gone = |query: String| {
+        let service = &service;
+        async move {
+            let answer = service.get(&format!("/v1/tables/app/orders/rows?{query}"), &[]).await;
+            assert_eq!(problem(&answer), (410, "SNAPSHOT_EXPIRED".to_owned()), "{query}");
+            serde_json::from_slice::<Value>(&answer.content()).expect("JSON")["nearest"].clone()
+        }
+    };
+    for query in [format!("snapshot_id={}", id(kept - 1)), "as_of=2000-01-01".to_owned(), "cut=0/64".to_owned()] {
+        let nearest = gone(query.clone()).await;
+        assert_eq!((&nearest["older"], &nearest["tag"]), (&Value::Null, &Value::Null), "{query}");
+        assert_eq!(nearest["newer"]["snapshot_id"], json!(id(kept)), "{query}");
+    }
+    let answer = installation.json(&["rows", "app.orders", "--snapshot", id(kept - 1)]);
+    assert_eq!(answer.error(), (1, "SNAPSHOT_EXPIRED".to_owned()));
+    assert!(answer.text().contains(id(kept)), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_has_already_is_not_sent_again() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    for target in ROUTES {
+        let first = service.get(target, &[]).await;
+        let Some(etag) = first.header("etag") else {
+            assert!(target.ends_with("/health"), "{target} has no tag");
+            continue;
+        };
+        assert!(etag.starts_with('"') && etag.ends_with('"'), "{etag}");
+        let again = service.get(target, &[("if-none-match", etag)]).await;
+        assert_eq!((again.status(), again.content().len(), again.header("etag")), (304, 0, Some(etag)), "{target}");
+        let other = service.get(target, &[("if-none-match", "\"other\"")]).await;
+        assert_eq!(other.status(), 200, "{target}");
+    }
+    let rows = service.get(ROUTES[5], &[]).await;
+    let csv =
+        service.get(ROUTES[5], &[("accept", "text/csv"), ("if-none-match", rows.header("etag").expect("a tag"))]).await;
+    assert_eq!(csv.status(), 200, "another format is another answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_sees_what_it_may_and_nobody_else_anything() {
+    let tokens: String = TOKENS
+        .iter()
+        .map(|(name, digest, more)| format!("[api.auth.tokens.{name}]\nsha256 = \"{digest}\"\n{more}\n"))
+        .collect();
+    let installation = lake::installation_with(&tokens, &[]).await;
+    let service = Service::start(&installation).await;
+    for target in ROUTES {
+        let of_a_table = target != "/v1/tables";
+        for (authorization, expected) in [
+            (Some("Bearer reader-token"), 200),
+            (Some("bearer operator-token"), 200),
+            (Some("Bearer admin-token"), 200),
+            (Some("Bearer narrow-token"), if of_a_table { 403 } else { 200 }),
+            (Some("Bearer old-token"), 401),
+            (Some("Bearer reader"), 401),
+            (Some("Bearer "), 401),
+            (Some("Basic cmVhZGVyOnJlYWRlci10b2tlbg=="), 401),
+            (Some("reader-token"), 401),
+            (None, 401),
+        ] {
+            let headers: Vec<(&str, &str)> = authorization.into_iter().map(|value| ("authorization", value)).collect();
+            let answer = service.get(target, &headers).await;
+            assert_eq!(answer.status(), expected, "{target} for {authorization:?}");
+            match expected {
+                401 => {
+                    assert_eq!(problem(&answer).1, "UNAUTHENTICATED");
+                    assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+                }
+                403 => assert_eq!(problem(&answer).1, "FORBIDDEN"),
+                _ => {}
+            }
+        }
+    }
+    // Whether a table is there is not told to who may not see it; lists leave out what is not for the caller.
+    let narrow = [("authorization", "Bearer narrow-token")];
+    assert_eq!(service.get("/v1/tables/app/other", &narrow).await.status(), 403);
+    assert_eq!(service.get("/v1/tables/app/nothing", &narrow).await.status(), 404);
+    assert_eq!(text(&service.get("/v1/tables", &narrow).await), "{\"tables\":[]}");
+    assert_eq!(service.get("/livez", &[]).await.status(), 200);
+    assert_eq!(service.get("/readyz", &[]).await.content().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_let_in_by_default_and_no_strange_name_by_anonymous_access() {
+    let closed = lake::installation_with("[api]\n", &[]).await;
+    let service = Service::start(&closed).await;
+    for target in ROUTES {
+        assert_eq!(problem(&service.get(target, &[]).await), (401, "UNAUTHENTICATED".to_owned()), "{target}");
+    }
+    let open = anonymous().await;
+    let service = Service::start(&open).await;
+    let strange = service.get("/v1/tables", &[("host", "rebound.example")]).await;
+    assert_eq!(problem(&strange), (401, "UNAUTHENTICATED".to_owned()));
+    let hidden = lake::installation_with("[api]\nallow_anonymous = true\nrows = false\n", &[]).await;
+    let service = Service::start(&hidden).await;
+    for target in &ROUTES[5..] {
+        assert_eq!(problem(&service.get(target, &[]).await), (403, "ROWS_DISABLED".to_owned()), "{target}");
+    }
+    assert_eq!(service.get(ROUTES[1], &[]).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_are_counted_and_end_when_their_client_leaves() {
+    let wide = "x".repeat(1 << 20);
+    let rows: Vec<lake::Row<'_>> = (10..74).map(|id| (id, Some(wide.as_str()), None)).collect();
+    let installation = lake::installation_with("[api]\nallow_anonymous = true\nscans = 1\n", &rows).await;
+    let service = Service::start(&installation).await;
+    let target = "/v1/tables/app/orders/rows";
+    let address = service.uri.trim_start_matches("http://").to_owned();
+    let mut client = TcpStream::connect(&address).expect("a connection");
+    let request = format!("GET {target} HTTP/1.1\r\nhost: {address}\r\naccept: application/x-ndjson\r\n\r\n");
+    client.write_all(request.as_bytes()).expect("sent");
+    let mut begin = [0; 1_024];
+    client.read_exact(&mut begin).expect("the answer begins");
+    let refused = service.get(target, &[]).await;
+    assert_eq!(problem(&refused), (429, "TOO_MANY_SCANS".to_owned()));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(service.get("/v1/tables", &[]).await.status(), 200, "what is no scan goes on");
+    drop(client);
+    let left = Instant::now();
+    while service.get(&format!("{target}?select=id&limit=1"), &[]).await.status() != 200 {
+        assert!(left.elapsed() < Duration::from_secs(1), "the scan goes on without its client");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // More than one document holds is refused, not cut short.
+    let document = service.get(target, &[]).await;
+    assert_eq!(problem(&document), (400, "ROWS_LIMIT".to_owned()));
+    let metrics = exchange("GET", &format!("{}/metrics", service.metrics), &[], "").await.expect("metrics");
+    assert!(text(&metrics).contains("lakehouse_http_refused_total{reason=\"scans\"} "), "{}", text(&metrics));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_has_its_bounds_in_time_and_rows() {
+    let late = lake::installation_with("[api]\nallow_anonymous = true\nscan_time = \"0s\"\n", &[]).await;
+    let service = Service::start(&late).await;
+    let answer = service.get(ROUTES[5], &[]).await;
+    assert_eq!(problem(&answer), (503, "SCAN_TIME".to_owned()));
+    assert!(answer.header("retry-after").is_some());
+    let small = lake::installation_with("[api]\nallow_anonymous = true\nmax_rows = 3\n", &[]).await;
+    let service = Service::start(&small).await;
+    for accept in ["application/json", "text/csv", "application/x-ndjson", "application/vnd.apache.arrow.stream"] {
+        let answer = service.get(ROUTES[5], &[("accept", accept)]).await;
+        assert_eq!(problem(&answer), (400, "ROWS_LIMIT".to_owned()), "{accept}");
+        let answer = service.get(&format!("{}?limit=3", ROUTES[5]), &[("accept", accept)]).await;
+        assert_eq!(answer.status(), 200, "{accept}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_and_metrics_have_an_address_of_their_own() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    service.ask("/v1/tables/app/orders/rows").await;
+    assert_eq!(service.get("/v1/tables/app/x", &[]).await.status(), 404);
+    let other =
+        async |target: &str| exchange("GET", &format!("{}{target}", service.metrics), &[], "").await.expect(target);
+    assert_eq!(other("/livez").await.status(), 200);
+    assert_eq!((other("/readyz").await.status(), other("/readyz").await.content().len()), (200, 0));
+    assert_eq!(problem(&other("/v1/tables").await), (404, "ROUTE_UNKNOWN".to_owned()));
+    let metrics = text(&other("/metrics").await);
+    for line in [
+        "lakehouse_build_info{version=\"0.1.0\"} 1",
+        "lakehouse_http_rows_total 4",
+        "lakehouse_http_scans 0",
+        "lakehouse_cut_age_seconds{pipeline=\"app\"} ",
+        "route=\"/v1/tables/{namespace}/{table}\",method=\"GET\",status=\"404\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_told_at_once() {
+    let installation = anonymous().await;
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let flag = format!("api.listen={address}");
+    for verb in ["serve", "run"] {
+        let answer = installation.json(&["--set", &flag, verb]);
+        assert_eq!(answer.error(), (1, "LISTEN".to_owned()), "{verb}: {answer:?}");
+        assert!(answer.text().contains(&address), "{answer:?}");
+    }
+    let without = lake::installation().await;
+    assert_eq!(without.json(&["serve"]).error(), (2, "CONFIG_MISSING_KEY".to_owned()));
+}
