@@ -2,10 +2,11 @@
 //! reads the lake now and in the past, and the verdict.
 //!
 //! Here is what happens and what is told. Each part is a module: the source (`database`), what happens in it
-//! (`workload`), where tables are (`catalog`), the product (`service`), other engines (`duckdb`, `pyiceberg`), and the
+//! (`workload`), the app's own data in DynamoDB (`app_data`), where tables are (`catalog`), the product (`service`), other engines (`duckdb`, `pyiceberg`), and the
 //! looks (`screen`). The demo uses nothing that its reader cannot use: the binary, its configuration, SQL, a few lines of
 //! Python.
 
+mod app_data;
 mod catalog;
 mod database;
 mod duckdb;
@@ -27,6 +28,7 @@ use testkit::postgres::{self, Cluster};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use app_data::{AppData, Traffic};
 use catalog::{Catalog, Kind};
 use database::{DATABASE, Sizes};
 use duckdb::{DuckDb, Table};
@@ -36,7 +38,7 @@ use service::{Lakehouse, Service, Snapshot, Status};
 use workload::{Shop, Tally, Workload};
 
 /// Of the story; servers of a catalog are one more, and staying up is.
-const STEPS: usize = 8;
+const STEPS: usize = 10;
 const DEFAULT_ROWS: u64 = 1_000_000;
 const FEWEST_ROWS: u64 = 1_000;
 /// The live part.
@@ -45,6 +47,10 @@ const WRITERS: u64 = 8;
 const WRITER_PACE: u64 = 75;
 /// What goes on when the story is told: enough to see that it lives.
 const TRICKLE_PACE: u64 = 10;
+/// Writes of the app, a second.
+const APP_PACE: u64 = 80;
+/// The pipeline that the story follows.
+const PIPELINE: &str = "fuji";
 /// Bound of the copy and of catching up.
 const LONGEST_WAIT: Duration = Duration::from_secs(1_800);
 /// Exit code of `interface.md` section 1: compared and found different.
@@ -157,7 +163,7 @@ impl Verdict {
 /// Tells the story, and cleans up behind it however it ends. The exit code.
 pub async fn run(options: &Options) -> u8 {
     let steps = STEPS + usize::from(options.catalog != Kind::Sqlite) + usize::from(!options.once);
-    let mut demo = Demo { screen: Screen::new(steps), service: None, workload: None, verdict: None };
+    let mut demo = Demo { screen: Screen::new(steps), service: None, workload: None, traffic: None, verdict: None };
     // They outlive the service.
     let mut servers = Servers::default();
     let folder = match tempfile::Builder::new().prefix("demo-").tempdir() {
@@ -174,6 +180,9 @@ pub async fn run(options: &Options) -> u8 {
     };
     if ended.is_none() {
         demo.screen.say("stopping what was started, and removing it");
+    }
+    if let Some(traffic) = demo.traffic.take() {
+        let _ = traffic.stop().await;
     }
     if let Some(workload) = demo.workload.take() {
         // Its connections may be gone already, and nobody counts on what it did last.
@@ -214,6 +223,7 @@ async fn told_to_stop() {
 #[derive(Default)]
 struct Servers {
     cluster: Option<Cluster>,
+    app: Option<AppData>,
     catalog: Option<Catalog>,
 }
 
@@ -222,6 +232,7 @@ struct Demo {
     screen: Screen,
     service: Option<Service>,
     workload: Option<Workload>,
+    traffic: Option<Traffic>,
     verdict: Option<Verdict>,
 }
 
@@ -231,9 +242,11 @@ struct Readers {
     pyiceberg: PyIceberg,
 }
 
-/// A moment to come back to: what PostgreSQL answered, and where the mirror stood.
+/// A moment to come back to: what the databases answered, and where the mirrors stood.
 struct Moment {
     revenue: Vec<Vec<String>>,
+    /// Of the app's users with their payments.
+    users: Vec<Vec<String>>,
     /// Snapshot by table.
     snapshots: BTreeMap<String, String>,
 }
@@ -252,7 +265,7 @@ impl Demo {
         self.screen.title(
             "PostgreSQL into Apache Iceberg: exactly once, seconds behind, every commit a point in time",
             &[
-                "Entry management of Mt. Fuji: customers, entry passes, payments, refunds.",
+                "Entry management of Mt. Fuji: customers, entry passes, payments, refunds; and the app's users in DynamoDB.",
                 "Everything is private and temporary: loopback only, one folder, gone at the end.",
             ],
         );
@@ -261,20 +274,24 @@ impl Demo {
         let readers = Readers { duckdb: DuckDb::new(&catalog.query)?, pyiceberg: PyIceberg::new(&catalog.pyiceberg)? };
         let (started, client, sizes) = self.start_source(options).await?;
         let cluster: &Cluster = servers.cluster.insert(started);
-        let config = CONFIG.replace("{port}", &cluster.port().to_string()).replace("{catalog}", &catalog.section);
+        let app: &AppData = servers.app.insert(self.start_app(&client).await?);
+        let config = format!("{CONFIG}{}", app_data::CONFIG).replace("{port}", &cluster.port().to_string());
+        let config = config.replace("{catalog}", &catalog.section).replace("{dynamodb}", &app.endpoint());
         self.grant(&config, &client, &lakehouse, folder).await?;
         self.copy(&lakehouse).await?;
-        let then = self.remember(&client, &lakehouse).await?;
+        let then = self.remember(&client, &lakehouse, app).await?;
         let shop = Shop::new(cluster.config(DATABASE), sizes);
-        self.live(&lakehouse, &shop).await?;
+        self.live(&lakehouse, &shop, app).await?;
         let mut verdict = Verdict { differences: Vec::new() };
         self.travel(&client, &lakehouse, &readers, &shop, &then, &mut verdict).await?;
+        self.join(&client, &lakehouse, &readers.duckdb, app, &then, &mut verdict).await?;
         self.verify(&lakehouse, &mut verdict).await?;
         self.verdict = Some(verdict);
-        match options.once {
-            true => Ok(()),
-            false => self.stay(cluster, &lakehouse, catalog, &readers.duckdb, &shop, folder).await,
+        if options.once {
+            return Ok(());
         }
+        self.traffic = Some(app.open(TRICKLE_PACE));
+        self.stay(cluster, &lakehouse, catalog, &readers.duckdb, &shop, folder).await
     }
 
     /// A file needs no server; everything else is told.
@@ -324,6 +341,18 @@ impl Demo {
         self.screen.look("uuid, numeric(12,2), timestamptz, date, jsonb, text[], enum, inet, boolean, char(n)");
         self.screen.look("payments is partitioned by range on paid_at; the mirror is one table");
         Ok((cluster, client, sizes))
+    }
+
+    async fn start_app(&mut self, client: &Client) -> Result<AppData, Failed> {
+        self.screen.step("The app's users, in DynamoDB");
+        let begun = Instant::now();
+        let app = during(&mut self.screen, "starting an emulator and filling it", AppData::start(client)).await?;
+        let text = format!("{} profiles and {} entry reservations", count(app.profiles), count(app.reservations));
+        self.screen.done(&text, begun.elapsed());
+        self.screen.look(&format!("an emulator (ministack) on {}, one stream with both images each", app.endpoint()));
+        self.screen
+            .look("nested preferences, lists of maps, sets, numbers; users are customers of the payments database");
+        Ok(app)
     }
 
     /// A role without rights; `validate` says what it lacks, and what it says is done.
@@ -396,30 +425,39 @@ impl Demo {
         let rows: u64 = status.tables.iter().map(|table| table.rows).sum();
         let took = begun.elapsed();
         self.screen.done(&format!("{} rows copied, {}", count(rows), rate(rows, took)), took);
+        let arguments = ["wait", "--pipeline", app_data::PIPELINE, "--caught-up", "--timeout", "600s"];
+        during(&mut self.screen, "waiting for the app's tables", lakehouse.must(&arguments)).await?;
+        for table in lakehouse.status_of(app_data::PIPELINE).await?.tables {
+            self.screen
+                .done(&format!("{:<18} {:>10} rows, from DynamoDB", table.name, count(table.rows)), begun.elapsed());
+        }
         self.screen.look("the copy is one moment of all four tables, and takes no lock that business would notice");
         Ok(())
     }
 
     /// PostgreSQL's own answer, and the snapshots that stand for this moment.
-    async fn remember(&mut self, client: &Client, lakehouse: &Lakehouse) -> Result<Moment, Failed> {
+    async fn remember(&mut self, client: &Client, lakehouse: &Lakehouse, app: &AppData) -> Result<Moment, Failed> {
         self.screen.step("A moment to come back to");
         let begun = Instant::now();
         let revenue = ask_postgres(client, REVENUE).await?;
-        let status = lakehouse.status().await?;
-        let snapshots: BTreeMap<_, _> = status.tables.into_iter().map(|table| (table.name, table.snapshot)).collect();
+        let users = app.truth(client).await?;
+        let mut tables = lakehouse.status().await?.tables;
+        tables.extend(lakehouse.status_of(app_data::PIPELINE).await?.tables);
+        let snapshots: BTreeMap<_, _> = tables.into_iter().map(|table| (table.name, table.snapshot)).collect();
         self.screen.done(&format!("PostgreSQL says: revenue {}", yen(&total(&revenue))), begun.elapsed());
         let rows: Vec<_> = snapshots.iter().map(|(table, id)| [table.clone(), id.clone()]).collect();
         self.screen.table(["table", "snapshot now"], &rows);
-        Ok(Moment { revenue, snapshots })
+        Ok(Moment { revenue, users, snapshots })
     }
 
-    async fn live(&mut self, lakehouse: &Lakehouse, shop: &Arc<Shop>) -> Result<(), Failed> {
+    async fn live(&mut self, lakehouse: &Lakehouse, shop: &Arc<Shop>, app: &AppData) -> Result<(), Failed> {
         self.screen.step(&format!("{} s of business on {WRITERS} connections", LIVE.as_secs()));
         self.screen
             .look("inserts, updates, deletes; most transactions write two or three tables, some are rolled back");
         let mut watch = Watch::new(lakehouse).await?;
         let begun = Instant::now();
         self.workload = Some(shop.open(WRITERS, WRITER_PACE).await?);
+        self.traffic = Some(app.open(APP_PACE));
         let pause = Duration::from_secs(if self.screen.is_terminal() { 1 } else { 2 });
         while begun.elapsed() < LIVE {
             tokio::time::sleep(pause.min(LIVE.saturating_sub(begun.elapsed()))).await;
@@ -429,15 +467,20 @@ impl Demo {
             watch.look(lakehouse).await?;
             watch.show(&mut self.screen, shop.tally(), begun.elapsed());
         }
+        if let Some(traffic) = self.traffic.take() {
+            traffic.stop().await?;
+        }
         if let Some(workload) = self.workload.take() {
             workload.stop().await?;
         }
         let took = begun.elapsed();
         let quiet = Instant::now();
         let timeout = format!("{}s", LONGEST_WAIT.as_secs());
-        let arguments = ["wait", "--caught-up", "--timeout", &timeout];
-        during(&mut self.screen, "catching up", lakehouse.must(&arguments)).await?;
+        let arguments = |pipeline| ["wait", "--pipeline", pipeline, "--caught-up", "--timeout", &timeout];
+        during(&mut self.screen, "catching up", lakehouse.must(&arguments(PIPELINE))).await?;
         let caught_up = quiet.elapsed();
+        during(&mut self.screen, "catching up with DynamoDB", lakehouse.must(&arguments(app_data::PIPELINE))).await?;
+        let app_caught_up = quiet.elapsed();
         watch.look(lakehouse).await?;
         watch.show(&mut self.screen, shop.tally(), took);
         self.screen.leave_panel();
@@ -455,6 +498,8 @@ impl Demo {
             &format!("caught up after the last commit; lag seen: {middle:.1} s in the middle, {worst:.1} s at worst"),
             caught_up,
         );
+        let text = format!("the app: {} items written or deleted, all in the lake", count(app.writes()));
+        self.screen.done(&text, app_caught_up);
         Ok(())
     }
 
@@ -530,13 +575,71 @@ impl Demo {
         Ok(())
     }
 
+    /// Payments of PostgreSQL and users of DynamoDB in one query at one moment, now and then.
+    async fn join(
+        &mut self,
+        client: &Client,
+        lakehouse: &Lakehouse,
+        duckdb: &DuckDb,
+        app: &AppData,
+        then: &Moment,
+        verdict: &mut Verdict,
+    ) -> Result<(), Failed> {
+        self.screen.step("Payments and the app's users, joined");
+        let truth = app.truth(client).await?;
+        let mut now = lakehouse.status().await?.tables;
+        now.extend(lakehouse.status_of(app_data::PIPELINE).await?.tables);
+        let now: BTreeMap<String, String> = now.into_iter().map(|table| (table.name, table.snapshot)).collect();
+        let names = ["fuji.payments", app_data::MIRRORS[0], app_data::MIRRORS[1]];
+        let at = |snapshots: &BTreeMap<String, String>| {
+            names.map(|name| Table { name: name.to_owned(), snapshot: snapshots.get(name).cloned() })
+        };
+        for (when, snapshots, truth) in [("then", &then.snapshots, &then.users), ("now", &now, &truth)] {
+            let tables = at(snapshots);
+            let answer = during(&mut self.screen, "asking DuckDB", duckdb.ask(&tables, app_data::JOINED)).await?;
+            if when == "then" {
+                self.screen.say("as of the moment before the business:");
+                self.screen.code(&answer.sql);
+            }
+            let found = app_data::plain(&answer.rows);
+            let row = |row: &Vec<String>| -> [String; 6] {
+                std::array::from_fn(|place| match (place, row.get(place).and_then(|cell| cell.parse().ok())) {
+                    (5, Some(_)) => yen(&row[place]),
+                    (_, Some(number)) => count(number),
+                    (_, None) => row.get(place).cloned().unwrap_or_default(),
+                })
+            };
+            self.screen.table(app_data::COLUMNS, &found.iter().map(row).collect::<Vec<_>>());
+            if found == *truth {
+                let text = format!("DuckDB {when}: exactly what PostgreSQL and DynamoDB say together");
+                self.screen.done(&text, Duration::from_secs_f64(answer.seconds));
+            } else {
+                let text = format!("DuckDB reads {found:?} {when}, the databases said {truth:?}");
+                self.screen.wrong(&text);
+                verdict.differences.push(text);
+            }
+        }
+        Ok(())
+    }
+
     async fn verify(&mut self, lakehouse: &Lakehouse, verdict: &mut Verdict) -> Result<(), Failed> {
         self.screen.step("lakehouse verify: source against mirror, every row");
         let begun = Instant::now();
-        let asked = lakehouse.ask(&["verify"]);
-        let (exit, answer) = during(&mut self.screen, "comparing every row of all tables", asked).await?;
-        if !matches!(exit, Some(0 | 5)) || !answer["verdict"].is_string() {
-            return Err(Failed::of_verb("verify", exit, &answer));
+        let (mut tables, mut different, mut position) = (Vec::new(), false, Value::Null);
+        for pipeline in [PIPELINE, app_data::PIPELINE] {
+            let arguments = ["verify", "--pipeline", pipeline];
+            let asked = lakehouse.ask(&arguments);
+            let (exit, mut answer) = during(&mut self.screen, "comparing every row of all tables", asked).await?;
+            if !matches!(exit, Some(0 | 5)) || !answer["verdict"].is_string() {
+                return Err(Failed::of_verb("verify", exit, &answer));
+            }
+            different |= exit != Some(0);
+            if pipeline == PIPELINE {
+                position = answer["position"].take();
+            }
+            if let Value::Array(more) = answer["tables"].take() {
+                tables.extend(more);
+            }
         }
         let text = |value: &Value| match value {
             Value::String(text) => text.clone(),
@@ -547,7 +650,6 @@ impl Demo {
         };
         let columns =
             ["table", "verdict", "source_rows", "mirror_rows", "only_in_source", "only_in_mirror", "differing"];
-        let tables: Vec<&Value> = answer["tables"].as_array().into_iter().flatten().collect();
         let rows: Vec<_> = tables.iter().map(|table| columns.map(|column| text(&table[column]))).collect();
         self.screen.table(columns.map(heading), &rows);
         for [table, own, _, _, source, mirror, differing] in &rows {
@@ -557,12 +659,12 @@ impl Demo {
                 ));
             }
         }
-        if exit != Some(0) && verdict.differences.is_empty() {
+        if different && verdict.differences.is_empty() {
             verdict.differences.push("verify answered exit code 5".to_owned());
         }
         let rows: u64 = tables.iter().filter_map(|table| table["source_rows"].as_u64()).sum();
         let took = begun.elapsed();
-        let text = format!("{} rows compared at {}, {}", count(rows), text(&answer["position"]), rate(rows, took));
+        let text = format!("{} rows compared at {}, {}", count(rows), text(&position), rate(rows, took));
         self.screen.done(&text, took);
         Ok(())
     }
@@ -601,7 +703,8 @@ impl Demo {
             "alias lakehouse='{}'\nexport LAKEHOUSE_CONFIG={}\nlakehouse status\nlakehouse tables\n\
              lakehouse snapshots fuji.payments\nlakehouse rows fuji.refunds --limit 5\n\
              lakehouse rows fuji.payments_history --limit 5\nlakehouse rows fuji.refunds --as-of TIME --limit 5\n\
-             lakehouse verify",
+             lakehouse rows app.profiles --limit 5\nlakehouse rows app.reservations_history --limit 5\n\
+             lakehouse verify --pipeline fuji\nlakehouse verify --pipeline app",
             lakehouse.binary().display(),
             lakehouse.config().display()
         ));

@@ -15,13 +15,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Result;
-use crate::process::{self, Process};
+use crate::process::{self, Process, Run};
 use crate::server::{Server, parse_position};
 
 pub(crate) const SLOT: &str = "lakehouse_bench";
 pub(crate) const PUBLICATION: &str = "lakehouse_bench";
 /// Of the pipeline, and the namespace of its tables.
-const NAME: &str = "bench";
+pub(crate) const NAME: &str = "bench";
 /// How long work under way may take once a stop was asked for.
 const GRACE: Duration = Duration::from_secs(60);
 /// Between two looks at the catalog.
@@ -34,13 +34,6 @@ pub(crate) struct Lake {
     seen: RefCell<BTreeMap<String, (String, Value)>>,
 }
 
-/// What one run of the product cost.
-pub(crate) struct Run {
-    pub(crate) seconds: f64,
-    pub(crate) cpu_seconds: f64,
-    pub(crate) peak_rss_bytes: u64,
-}
-
 /// Whether the lake equals the source in the end.
 pub(crate) enum Verdict {
     Equal,
@@ -50,13 +43,29 @@ pub(crate) enum Verdict {
 
 impl Lake {
     pub(crate) fn new(server: &Server) -> Result<Self> {
+        Self::new_with(server, "")
+    }
+
+    /// A catalog and no pipeline: somebody else writes its tables.
+    pub(crate) fn without_source() -> Result<Self> {
+        Self::with(CATALOG)
+    }
+
+    /// The same as [`Lake::new`], with further sections of the configuration.
+    pub(crate) fn new_with(server: &Server, sections: &str) -> Result<Self> {
+        let configuration = format!("{}{sections}", configuration(server.port()));
+        Ok(Self { password: server.password().to_owned(), ..Self::with(&configuration)? })
+    }
+
+    /// With this configuration, whose pipeline and namespace are called `bench`.
+    pub(crate) fn with(configuration: &str) -> Result<Self> {
         let binary = binary()?;
         if !binary.exists() {
             return Err(format!("no {}: start deploy/bench, which builds it", binary.display()).into());
         }
         let folder = tempfile::tempdir()?;
-        fs::write(folder.path().join("lakehouse.toml"), configuration(server.port()))?;
-        Ok(Self { folder, password: server.password().to_owned(), seen: RefCell::default() })
+        fs::write(folder.path().join("lakehouse.toml"), configuration)?;
+        Ok(Self { folder, password: String::new(), seen: RefCell::default() })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -65,7 +74,12 @@ impl Lake {
 
     /// `lakehouse replicate`.
     pub(crate) fn start(&self) -> Result<Process> {
-        let mut command = self.command(&["replicate"])?;
+        self.start_verb(&["replicate"])
+    }
+
+    /// Any verb that is to be measured.
+    pub(crate) fn start_verb(&self, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.command(arguments)?;
         Process::start("lakehouse", &mut command, self.folder().join("lakehouse.log"))
     }
 
@@ -74,6 +88,10 @@ impl Lake {
         let process = self.start()?;
         self.wait_until(&process, limit, || self.is_copied(tables)).await?;
         server.streams(SLOT, &process).await?;
+        self.stop(process).await
+    }
+
+    pub(crate) async fn stop(&self, process: Process) -> Result<()> {
         process.terminate()?;
         process.finish(GRACE).await?;
         Ok(())
@@ -112,15 +130,24 @@ impl Lake {
         Ok(())
     }
 
+    /// The newest cut.
+    fn cut(&self) -> Result<Option<Value>> {
+        let properties = self.properties("lakehouse_control", NAME)?.unwrap_or_default();
+        Ok(properties["cdc.cut"].as_str().map(serde_json::from_str).transpose()?)
+    }
+
+    /// Whether a cut holds, of each table by its source's name, each shard up to this sequence number.
+    pub(crate) fn holds_lanes(&self, ends: &[(String, Vec<(String, String)>)]) -> Result<bool> {
+        let properties = self.properties("lakehouse_control", NAME)?.unwrap_or_default();
+        let Some(lanes) = properties["cdc.lanes"].as_str() else { return Ok(false) };
+        let lanes: Value = serde_json::from_str(lanes)?;
+        let at = |table: &str, shard: &str| lanes[table]["lanes"][shard]["at"].as_str().unwrap_or_default().to_owned();
+        Ok(ends.iter().all(|(table, shards)| shards.iter().all(|(shard, end)| at(table, shard) == *end)))
+    }
+
     /// Whether a cut holds everything up to `position`.
     pub(crate) fn holds(&self, position: u64) -> Result<bool> {
-        let Some(properties) = self.properties("lakehouse_control", NAME)? else {
-            return Ok(false);
-        };
-        let Some(cut) = properties["cdc.cut"].as_str() else {
-            return Ok(false);
-        };
-        let cut: Value = serde_json::from_str(cut)?;
+        let Some(cut) = self.cut()? else { return Ok(false) };
         let reached = cut["position"].as_str().ok_or("the cut has no position")?;
         Ok(parse_position(reached)? >= position)
     }
@@ -157,10 +184,28 @@ impl Lake {
         Ok(())
     }
 
+    /// What the product answers to a verb, as JSON.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        let answer = self.command(&[&["--json"], arguments].concat())?.stdin(Stdio::null()).output()?;
+        match answer.status.success() {
+            true => Ok(serde_json::from_slice(&answer.stdout)?),
+            false => Err(format!("{arguments:?}: {}", String::from_utf8_lossy(&answer.stderr)).into()),
+        }
+    }
+
     /// Lets the product itself compare its lake with the source; outside of any measurement.
     pub(crate) async fn verify(&self, server: &Server) -> Result<Verdict> {
         let process = self.start()?;
         server.streams(SLOT, &process).await?;
+        self.verdict(process).await
+    }
+
+    /// The same, of a source that needs nothing first.
+    pub(crate) async fn verify_running(&self) -> Result<Verdict> {
+        self.verdict(self.start()?).await
+    }
+
+    async fn verdict(&self, process: Process) -> Result<Verdict> {
         let mut verify = self.command(&["--json", "verify"])?;
         let answer = verify.stdin(Stdio::null()).output()?;
         process.terminate()?;
@@ -183,6 +228,8 @@ impl Lake {
         let mut command = process::command(&binary()?);
         command.arg("--config").arg(self.folder().join("lakehouse.toml")).args(arguments);
         command.current_dir(self.folder()).env("BENCH_PASSWORD", &self.password);
+        // For servers that take any.
+        command.env("AWS_ACCESS_KEY_ID", "bench").env("AWS_SECRET_ACCESS_KEY", "bench");
         Ok(command)
     }
 
@@ -243,14 +290,16 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-/// Defaults but for what the bench is about: histories are kept, and a commit every second.
-fn configuration(port: u16) -> String {
-    format!(
-        r#"[catalog]
+const CATALOG: &str = r#"[catalog]
 kind = "sqlite"
 path = "lake/catalog.db"
 warehouse = "lake/warehouse"
+"#;
 
+/// Defaults but for what the bench is about: histories are kept, and a commit every second.
+fn configuration(port: u16) -> String {
+    format!(
+        r#"{CATALOG}
 [pipelines.{NAME}]
 namespace = "{NAME}"
 commit_interval_seconds = 1

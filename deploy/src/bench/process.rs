@@ -2,6 +2,7 @@
 //!
 //! Not here: what it does, and when it is done.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +12,14 @@ use crate::Result;
 
 /// The kernel's unit of processor time in /proc, the same on every architecture it shows to programs.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What one run of a process cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) seconds: f64,
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak_rss_bytes: u64,
+}
 
 /// A child that dies with this program, or when it is dropped.
 #[derive(Debug)]
@@ -31,6 +40,26 @@ pub(crate) fn command(program: &Path) -> Command {
         }
     }
     command
+}
+
+impl Run {
+    /// What every run is better than; it has taken no memory yet.
+    pub(crate) const WORST: Self = Self { seconds: f64::INFINITY, cpu_seconds: f64::INFINITY, peak_rss_bytes: 0 };
+
+    /// The shortest times, and the most memory.
+    pub(crate) fn best(self, other: Self) -> Self {
+        Self {
+            seconds: self.seconds.min(other.seconds),
+            cpu_seconds: self.cpu_seconds.min(other.cpu_seconds),
+            peak_rss_bytes: self.peak_rss_bytes.max(other.peak_rss_bytes),
+        }
+    }
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} s, {:.2} CPU-s, {} MiB", self.seconds, self.cpu_seconds, self.peak_rss_bytes >> 20)
+    }
 }
 
 impl Process {
@@ -88,17 +117,24 @@ impl Process {
     }
 
     /// Waits for an end in good order and returns all the processor time it took.
-    pub(crate) async fn finish(mut self, limit: Duration) -> Result<f64> {
-        let begun = Instant::now();
+    pub(crate) async fn finish(self, limit: Duration) -> Result<f64> {
+        Ok(self.finish_measured(Instant::now(), limit).await?.cpu_seconds)
+    }
+
+    /// Waits for an end in good order. The clock runs from `begun`; memory is what was seen a few milliseconds before the
+    /// end, when the kernel still tells.
+    pub(crate) async fn finish_measured(mut self, begun: Instant, limit: Duration) -> Result<Run> {
+        let (asked, mut peak_rss_bytes) = (Instant::now(), 0);
         while !self.has_ended()? {
-            if begun.elapsed() > limit {
+            if asked.elapsed() > limit {
                 return Err(self.failure(&format!("has not ended within {limit:?}")));
             }
+            peak_rss_bytes = self.peak_rss_bytes().unwrap_or(peak_rss_bytes);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let cpu_seconds = self.cpu_seconds()?;
+        let (seconds, cpu_seconds) = (begun.elapsed().as_secs_f64(), self.cpu_seconds()?);
         match self.child.wait()?.success() {
-            true => Ok(cpu_seconds),
+            true => Ok(Run { seconds, cpu_seconds, peak_rss_bytes }),
             false => Err(self.failure("has failed")),
         }
     }

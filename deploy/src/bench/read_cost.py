@@ -6,18 +6,17 @@ Writes the table's rows to FOLDER, runs the same query over both in turn, and pr
 and processor time of each, the number of rows, and how many data and delete files the table has.
 """
 
-import importlib.util
 import json
 import os
 import sys
 import time
 
-import duckdb
+from judge import DuckDb, text
 
 
 def main():
     metadata, folder, queries = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    connection = connect()
+    connection = DuckDb().connection
     mirror = f"iceberg_scan({text(metadata)})"
     os.mkdir(folder)
     options = "FORMAT parquet, COMPRESSION zstd, PER_THREAD_OUTPUT true"
@@ -47,20 +46,6 @@ def main():
             }
         )
     )
-
-
-def connect():
-    connection = duckdb.connect(config={"threads": 2})
-    # The order matters: iceberg needs the other two. The wheels are signed, nothing is downloaded.
-    for name in ("avro", "httpfs", "iceberg"):
-        folder = importlib.util.find_spec(f"duckdb_extension_{name}").submodule_search_locations[0]
-        connection.execute(f"LOAD {text(f'{folder}/extensions/v{duckdb.__version__}/{name}.duckdb_extension')}")
-    connection.execute("SET TimeZone = 'UTC'")
-    return connection
-
-
-def text(value):
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 main()

@@ -4,14 +4,13 @@
 //! A table is copied; then a twentieth of its rows is updated at random, in fifty commits of the lake. Nothing
 //! maintains the table. The reader is `read_cost.py`.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::copy::fill;
 use crate::lake::{Lake, SLOT};
+use crate::reader::{self, Timing};
 use crate::report::{Figure, Sample};
 use crate::server::Server;
 use crate::shape::Shape;
@@ -21,7 +20,7 @@ const COMMITS: u64 = 50;
 const UPDATED_IN: u64 = 20;
 /// Queries of each kind, in turn.
 const QUERIES: usize = 7;
-const READER: &str = include_str!("read_cost.py");
+const READER: &str = "read_cost.py";
 
 /// What the reader answers.
 #[derive(Deserialize)]
@@ -33,14 +32,7 @@ struct Answer {
     fresh: Timing,
 }
 
-#[derive(Deserialize)]
-struct Timing {
-    seconds: f64,
-    cpu_seconds: f64,
-}
-
 pub(crate) async fn measure(shape: Shape, extent: Extent) -> Result<Figure> {
-    let python = std::env::var_os("LAKEHOUSE_READERS").ok_or("no LAKEHOUSE_READERS: start deploy/bench")?;
     let server = Server::start().await;
     let lake = Lake::new(&server)?;
     say(Bench::ReadCost, shape, &format!("writing {} rows", extent.rows));
@@ -48,15 +40,10 @@ pub(crate) async fn measure(shape: Shape, extent: Extent) -> Result<Figure> {
     let peak_rss_bytes = update(&server, &lake, shape, extent.rows).await?;
 
     let fresh = lake.folder().join("fresh");
-    let mut reader = Command::new(python);
-    reader.arg("-").arg(lake.metadata(shape.name())?).arg(&fresh).arg(QUERIES.to_string());
-    let mut reader = reader.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    reader.stdin.take().expect("piped").write_all(READER.as_bytes())?;
-    let output = reader.wait_with_output()?;
-    if !output.status.success() {
-        return Err("the reader has failed".into());
-    }
-    let answer: Answer = serde_json::from_slice(&output.stdout)?;
+    let answer: Answer = reader::answer(
+        READER,
+        [lake.metadata(shape.name())?.into_os_string(), fresh.into_os_string(), QUERIES.to_string().into()],
+    )?;
     if answer.rows != extent.rows {
         return Err(format!("the mirror has {} rows, the source {}", answer.rows, extent.rows).into());
     }

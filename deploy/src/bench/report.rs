@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::churn::{self, Churned};
+use crate::dynamodb::Followed;
+use crate::maintenance::{self, Compacted};
 use crate::requests::Requested;
 use crate::shape::Shape;
 use crate::{Bench, label};
@@ -58,6 +61,8 @@ const TARGETS: [Target; 5] = [
     Target { bench: Bench::Copy, shape: Shape::Wide, ratio: 0.7, rows_per_cpu_second: Some(370_000.0) },
     Target { bench: Bench::ReadCost, shape: Shape::Narrow, ratio: 0.25, rows_per_cpu_second: None },
 ];
+/// Of a DynamoDB stream, with items of 350 bytes.
+const RECORDS_PER_CPU_SECOND: f64 = 30_000.0;
 const MEBIBYTE: f64 = 1024.0 * 1024.0;
 /// Of every run.
 const PEAK_RSS_MEBIBYTES: f64 = 512.0;
@@ -70,6 +75,9 @@ pub(crate) struct Report {
     json: bool,
     figures: Vec<Figure>,
     requests: Vec<Requested>,
+    followed: Vec<Followed>,
+    compacted: Vec<Compacted>,
+    churned: Vec<Churned>,
 }
 
 impl Sample {
@@ -102,9 +110,9 @@ impl Figure {
         self.rows as f64 / self.ours.cpu_seconds.max(0.01)
     }
 
-    fn json(&self) -> String {
+    fn json_line(&self) -> JsonLine {
         let thousandths = |value: f64| (value * 1_000.0).round() / 1_000.0;
-        let line = JsonLine {
+        JsonLine {
             bench: self.bench.name(),
             shape: self.shape.name(),
             rows: self.rows,
@@ -114,8 +122,7 @@ impl Figure {
             reference_cpu_seconds: self.reference.cpu_seconds,
             rows_per_cpu_second: self.rows_per_cpu_second().round(),
             peak_rss_bytes: self.peak_rss_bytes,
-        };
-        serde_json::to_string(&line).expect("a line is plain data")
+        }
     }
 
     fn line(&self) -> String {
@@ -153,31 +160,78 @@ impl Report {
                 "peak MiB",
             );
         }
-        Self { json, figures: Vec::new(), requests: Vec::new() }
+        Self {
+            json,
+            figures: Vec::new(),
+            requests: Vec::new(),
+            followed: Vec::new(),
+            compacted: Vec::new(),
+            churned: Vec::new(),
+        }
     }
 
     pub(crate) fn add(&mut self, figure: Figure) {
-        match self.json {
-            true => println!("{}", figure.json()),
-            false => println!("{}", figure.line()),
-        }
+        self.print(&figure.json_line(), &figure.line());
         self.figures.push(figure);
     }
 
     pub(crate) fn add_requests(&mut self, requested: Requested) {
-        match self.json {
-            true => println!("{}", serde_json::to_string(&requested).expect("a line is plain data")),
-            false => println!("{}", requests_line(&requested)),
-        }
+        self.print(&requested, &requests_line(&requested));
         self.requests.push(requested);
+    }
+
+    pub(crate) fn add_followed(&mut self, followed: Followed) {
+        self.print(&followed, &followed_line(&followed));
+        self.followed.push(followed);
+    }
+
+    pub(crate) fn add_compacted(&mut self, compacted: Compacted) {
+        self.print(&compacted, &compacted.to_string());
+        self.compacted.push(compacted);
+    }
+
+    pub(crate) fn add_churned(&mut self, churned: Churned) {
+        self.print(&churned, &churned.to_string());
+        self.churned.push(churned);
+    }
+
+    fn print(&self, figure: &impl Serialize, line: &str) {
+        match self.json {
+            true => println!("{}", serde_json::to_string(figure).expect("a line is plain data")),
+            false => println!("{line}"),
+        }
     }
 
     pub(crate) fn end(&self) {
         if !self.json {
             println!();
             verdicts(&self.figures, &self.requests).iter().for_each(|line| println!("{line}"));
+            println!("{}", followed_verdict(&self.followed));
+            maintenance::verdicts(&self.compacted).iter().for_each(|line| println!("{line}"));
+            println!("{}", churn::verdict(&self.churned));
         }
     }
+}
+
+fn followed_line(followed: &Followed) -> String {
+    let Followed { bench, rows, rows_per_cpu_second, rows_per_second, cpu_seconds, .. } = followed;
+    let Followed { fetched_per_cpu_second, fetched_per_second, peak_rss_bytes, .. } = followed;
+    format!(
+        "{bench:<16} {rows} rows: {rows_per_cpu_second:.0} per CPU-second ({cpu_seconds:.2} CPU-s), {rows_per_second:.0} per second; \
+         fetched only: {fetched_per_cpu_second:.0} per CPU-second, {fetched_per_second:.0} per second; peak {:.0} MiB",
+        *peak_rss_bytes as f64 / MEBIBYTE
+    )
+}
+
+fn followed_verdict(followed: &[Followed]) -> String {
+    let stream = followed.iter().find(|followed| followed.bench == crate::dynamodb::Part::Stream.name());
+    let rate = stream.map_or("not measured".to_owned(), |Followed { rows_per_cpu_second: rate, .. }| {
+        format!(
+            "{rate:.0}, {}",
+            reached(*rate >= RECORDS_PER_CPU_SECOND, &format!("{:.0}", RECORDS_PER_CPU_SECOND - rate))
+        )
+    });
+    format!("target dynamodb-stream: at least {RECORDS_PER_CPU_SECOND:.0} records per CPU-second: {rate}")
 }
 
 fn requests_line(requested: &Requested) -> String {
@@ -269,7 +323,7 @@ mod tests {
     #[test]
     fn the_json_line_has_the_keys_that_scripts_rely_on_and_above_one_is_faster() {
         let expected = r#"{"bench":"insert","shape":"wide","rows":1000000,"ratio":2.0,"against":"pg_recvlogical","cpu_seconds":4.0,"reference_cpu_seconds":2.0,"rows_per_cpu_second":250000.0,"peak_rss_bytes":629145600}"#;
-        assert_eq!(insert(2.0, 4.0).json(), expected);
+        assert_eq!(serde_json::to_string(&insert(2.0, 4.0).json_line()).expect("plain data"), expected);
     }
 
     #[test]

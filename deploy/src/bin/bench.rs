@@ -4,19 +4,31 @@
 //!
 //! Absolute rates say more about the machine than about the product, so every figure is a ratio to a reference that
 //! does nothing with what it reads. Both are whole processes, measured from outside; rounds alternate and the best
-//! counts. Requests per commit are counted, and need no reference. Everything lives in one temporary folder and in processes that end with this one.
+//! counts. Requests per commit are counted, and need no reference; DynamoDB stands beside a client that only fetches,
+//! compaction beside DuckDB, and a table that is changed and kept up beside a fresh one.
+//! Everything lives in one temporary folder and in processes that end with this one.
 
 use std::error::Error;
 use std::process::ExitCode;
 
+#[path = "../bench/churn.rs"]
+mod churn;
 #[path = "../bench/copy.rs"]
 mod copy;
+#[path = "../bench/dynamodb.rs"]
+mod dynamodb;
+#[path = "../bench/fragments.rs"]
+mod fragments;
 #[path = "../bench/lake.rs"]
 mod lake;
+#[path = "../bench/maintenance.rs"]
+mod maintenance;
 #[path = "../bench/process.rs"]
 mod process;
 #[path = "../bench/read_cost.rs"]
 mod read_cost;
+#[path = "../bench/reader.rs"]
+mod reader;
 #[path = "../bench/report.rs"]
 mod report;
 #[path = "../bench/requests.rs"]
@@ -106,7 +118,17 @@ struct Options {
 // One thread, because the children are told to end with the thread that started them.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((dynamodb::FETCH, arguments)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return match dynamodb::fetch_only(arguments).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("bench: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let options = match Options::parse(arguments.into_iter()) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("bench: {error}; {USAGE}");
@@ -117,32 +139,48 @@ async fn main() -> ExitCode {
     let plan: Vec<_> = plan.copied().collect();
     let counted = requests::DATA_FILES.into_iter().filter(|&files| requests::name(files).contains(&options.filter));
     let counted: Vec<_> = counted.collect();
-    if plan.is_empty() && counted.is_empty() {
+    let followed = dynamodb::PARTS.into_iter().filter(|part| part.name().contains(&options.filter));
+    let followed: Vec<_> = followed.collect();
+    let jobs = maintenance::JOBS.into_iter().filter(|job| job.name().contains(&options.filter));
+    let jobs: Vec<_> = jobs.collect();
+    let churns = churn::NAME.contains(&options.filter);
+    if plan.is_empty() && counted.is_empty() && followed.is_empty() && jobs.is_empty() && !churns {
         eprintln!("bench: no bench contains {:?}", options.filter);
         return ExitCode::from(2);
     }
     let mut report = Report::begin(options.json);
-    let mut failed = false;
+    let mut failures = 0;
     for (bench, shape) in plan {
-        match measure(bench, shape, &options).await {
-            Ok(figure) => report.add(figure),
-            Err(error) => {
-                eprintln!("bench: {} failed: {error}", label(bench, shape));
-                failed = true;
-            }
-        }
+        let measured = measure(bench, shape, &options).await;
+        count(&label(bench, shape), measured.map(|figure| report.add(figure)), &mut failures);
+    }
+    for job in jobs {
+        let measured = maintenance::measure(job, options.quick).await;
+        count(job.name(), measured.map(|compacted| report.add_compacted(compacted)), &mut failures);
+    }
+    for part in followed {
+        let measured = dynamodb::measure(part, options.rows, options.quick).await;
+        count(part.name(), measured.map(|followed| report.add_followed(followed)), &mut failures);
     }
     for data_files in counted {
-        match requests::measure(data_files).await {
-            Ok(requested) => report.add_requests(requested),
-            Err(error) => {
-                eprintln!("bench: {} failed: {error}", requests::name(data_files));
-                failed = true;
-            }
-        }
+        let measured = requests::measure(data_files).await;
+        count(&requests::name(data_files), measured.map(|requested| report.add_requests(requested)), &mut failures);
+    }
+    if churns {
+        let measured = churn::measure(options.rows, options.quick).await;
+        let add = |all: Vec<_>| all.into_iter().for_each(|churned| report.add_churned(churned));
+        count(churn::NAME, measured.map(add), &mut failures);
     }
     report.end();
-    ExitCode::from(u8::from(failed))
+    ExitCode::from(u8::from(failures > 0))
+}
+
+/// What cannot be measured is said, and the next is begun.
+fn count(name: &str, measured: Result<()>, failures: &mut usize) {
+    if let Err(error) = measured {
+        eprintln!("bench: {name} failed: {error}");
+        *failures += 1;
+    }
 }
 
 async fn measure(bench: Bench, shape: Shape, options: &Options) -> Result<Figure> {

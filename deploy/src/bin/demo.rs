@@ -2,9 +2,9 @@
 //!
 //!     demo [--once] [--rows N] [--catalog sqlite|s3-tables|rest]
 //!
-//! Wants `LAKEHOUSE_BIN` (the binary) and `LAKEHOUSE_READERS` (an interpreter with DuckDB and PyIceberg) in its
-//! environment; for other catalogs than `sqlite` also `LAKEHOUSE_MINISTACK`, and for `rest`, where there is Java,
-//! `LAKEHOUSE_REST_CATALOG`.
+//! Wants `LAKEHOUSE_BIN` (the binary), `LAKEHOUSE_READERS` (an interpreter with DuckDB and PyIceberg) and
+//! `LAKEHOUSE_MINISTACK` (one with the emulator of DynamoDB and S3) in its environment; for the catalog `rest`, where there
+//! is Java, also `LAKEHOUSE_REST_CATALOG`.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;

@@ -58,7 +58,8 @@ impl Catalog {
         let file = folder.join("lake/catalog.db").display().to_string();
         Self {
             section: "path = \"lake/catalog.db\"\nwarehouse = \"lake/warehouse\"".to_owned(),
-            environment: Vec::new(),
+            // For the emulator of DynamoDB, which takes any.
+            environment: vec![("AWS_ACCESS_KEY_ID", "demo".to_owned()), ("AWS_SECRET_ACCESS_KEY", "demo".to_owned())],
             pyiceberg: format!(
                 "from pyiceberg.catalog.sql import SqlCatalog\n\
                  catalog = SqlCatalog(\"lakehouse\", uri=\"sqlite:///{file}\", init_catalog_tables=\"false\")"

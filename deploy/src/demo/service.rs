@@ -108,8 +108,13 @@ impl Lakehouse {
         }
     }
 
+    /// Of the pipeline that the story follows.
     pub(crate) async fn status(&self) -> Result<Status, Failed> {
-        let answer = self.must(&["status"]).await?;
+        self.status_of(super::PIPELINE).await
+    }
+
+    pub(crate) async fn status_of(&self, pipeline: &str) -> Result<Status, Failed> {
+        let answer = self.must(&["status", "--pipeline", pipeline]).await?;
         let pipeline = &answer["pipelines"][0];
         let table = |table: &Value| TableStatus {
             name: text(&table["table"]),

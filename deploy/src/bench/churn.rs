@@ -1,0 +1,195 @@
+//! A table under constant change, and its upkeep beside it: every second a commit that touches random files, for ten
+//! minutes, by `lakehouse run`. Then three engines read the table as it was left, and a copy of the same rows that nobody
+//! has touched since.
+//!
+//! Updates are of random keys, so each commit leaves deletes in many files. The upkeep's debt is asked for while it runs.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Result;
+use crate::copy::fill;
+use crate::lake::{self, Lake, PUBLICATION, SLOT};
+use crate::process::Process;
+use crate::reader::{self, Timing};
+use crate::server::Server;
+use crate::shape::Shape;
+
+pub(crate) const NAME: &str = "churn";
+const SHAPE: Shape = Shape::Narrow;
+/// Rows that a commit updates.
+const UPDATES: u64 = 500;
+/// Queries of each table by each engine, in turn.
+const QUERIES: usize = 5;
+const ENGINES: [&str; 3] = ["duckdb", "chdb", "sail"];
+/// Looks at the table's debt.
+const LOOKS: u32 = 20;
+/// Of the rate at which a fresh table is read: 1 / 1.3.
+const LEAST_RATIO: f64 = 0.77;
+const READER: &str = "query_cost.py";
+/// A pass a few times a minute, as the bench lasts ten.
+const UPKEEP: &str = "\n[maintenance]\nevery = \"5s\"\n";
+
+/// A figure as scripts read it: these keys are fixed.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Churned {
+    pub(crate) bench: &'static str,
+    /// The engine that reads.
+    pub(crate) shape: &'static str,
+    pub(crate) rows: u64,
+    /// Its rate over the table ÷ its rate over the fresh one.
+    pub(crate) ratio: f64,
+    pub(crate) against: &'static str,
+    /// Of a query over the table, and over the fresh one.
+    pub(crate) cpu_seconds: f64,
+    pub(crate) reference_cpu_seconds: f64,
+    pub(crate) rows_per_cpu_second: f64,
+    /// Of the service.
+    pub(crate) peak_rss_bytes: u64,
+    pub(crate) data_files: u64,
+    pub(crate) delete_files: u64,
+    pub(crate) delete_files_per_data_file: f64,
+    /// What a full pass of compaction would have read, at even intervals from the first commit to the last.
+    pub(crate) debt_bytes: Vec<u64>,
+}
+
+/// What the reader answers.
+#[derive(Deserialize)]
+struct Answer {
+    rows: u64,
+    mirror: Timing,
+    fresh: Timing,
+}
+
+/// The table as the service has left it.
+struct Left {
+    peak_rss_bytes: u64,
+    data_files: u64,
+    delete_files: u64,
+    debt_bytes: Vec<u64>,
+}
+
+/// One figure for each engine.
+pub(crate) async fn measure(rows: Option<u64>, quick: bool) -> Result<Vec<Churned>> {
+    let rows = rows.unwrap_or(if quick { 1_000_000 } else { 10_000_000 });
+    let length = Duration::from_secs(if quick { 60 } else { 600 });
+    let limit = Duration::from_secs(120 + rows / 5_000);
+    let server = Server::start().await;
+    let lake = Lake::new_with(&server, UPKEEP)?;
+    let tables = [SHAPE.name().to_owned()];
+    say(&format!("writing {rows} rows"));
+    fill(&server, SHAPE, rows).await?;
+    let process = lake.start_verb(&["run"])?;
+    lake.wait_until(&process, limit, || lake.is_copied(&tables)).await?;
+    server.streams(SLOT, &process).await?;
+
+    say(&format!("{UPDATES} updates a second for {} s", length.as_secs()));
+    let left = churn(&server, &lake, process, rows, length, limit).await?;
+    say("copying the same rows");
+    server.drop_slot(SLOT).await?;
+    server.sql(&format!("DROP PUBLICATION IF EXISTS {PUBLICATION}")).await?;
+    let fresh = Lake::new(&server)?;
+    fresh.copy_and_stop(&server, &tables, limit).await?;
+    ENGINES.into_iter().map(|engine| read(engine, &lake, &fresh, rows, &left)).collect()
+}
+
+/// Updates until the time is over and everything is in the lake; then the service is stopped.
+async fn churn(
+    server: &Server,
+    lake: &Lake,
+    process: Process,
+    rows: u64,
+    length: Duration,
+    limit: Duration,
+) -> Result<Left> {
+    let (begun, mut debt_bytes) = (Instant::now(), Vec::new());
+    let mut commits = 0;
+    while begun.elapsed() < length {
+        // Hashes of numbers are as good as random, and the same in every run.
+        let key = format!("abs(hashint8({commits}::bigint * {UPDATES} + n)::bigint) % {rows} + 1");
+        let keys = format!("SELECT {key} FROM generate_series(1, {UPDATES}) n");
+        server.sql(&format!("UPDATE {0} SET {1} WHERE id IN ({keys})", SHAPE.name(), SHAPE.change())).await?;
+        commits += 1;
+        process.must_run()?;
+        if begun.elapsed() >= length / LOOKS * u32::try_from(debt_bytes.len())? {
+            debt_bytes.push(number(&health(lake)?, "debt_bytes")?);
+        }
+        tokio::time::sleep((begun + Duration::from_secs(commits)).saturating_duration_since(Instant::now())).await;
+    }
+    let end = server.position().await?;
+    lake.wait_until(&process, limit, || lake.holds(end)).await?;
+    let peak_rss_bytes = process.peak_rss_bytes()?;
+    lake.stop(process).await?;
+    let health = health(lake)?;
+    debt_bytes.push(number(&health, "debt_bytes")?);
+    say(&format!("{commits} commits; {health}"));
+    let (data_files, delete_files) = (number(&health, "data_files")?, number(&health, "delete_files")?);
+    Ok(Left { peak_rss_bytes, data_files, delete_files, debt_bytes })
+}
+
+fn health(lake: &Lake) -> Result<Value> {
+    Ok(lake.ask(&["health", &format!("{}.{}", lake::NAME, SHAPE.name())])?["tables"][0].take())
+}
+
+fn number(health: &Value, key: &str) -> Result<u64> {
+    Ok(health[key].as_u64().ok_or_else(|| format!("no {key} in {health}"))?)
+}
+
+fn read(engine: &'static str, lake: &Lake, fresh: &Lake, rows: u64, left: &Left) -> Result<Churned> {
+    let metadata = |lake: &Lake| Ok::<_, Box<dyn std::error::Error>>(lake.metadata(SHAPE.name())?.into_os_string());
+    let arguments = [engine.into(), metadata(lake)?, metadata(fresh)?, QUERIES.to_string().into()];
+    let answer: Answer = reader::answer(READER, arguments)?;
+    if answer.rows != rows {
+        return Err(format!("{engine} finds {} rows, the source has {rows}", answer.rows).into());
+    }
+    let hundredths = |value: f64| (value * 100.0).round() / 100.0;
+    let Answer { mirror, fresh, .. } = answer;
+    Ok(Churned {
+        bench: NAME,
+        shape: engine,
+        rows,
+        ratio: hundredths(fresh.seconds / mirror.seconds),
+        against: "a fresh table",
+        cpu_seconds: hundredths(mirror.cpu_seconds),
+        reference_cpu_seconds: hundredths(fresh.cpu_seconds),
+        rows_per_cpu_second: (rows as f64 / mirror.cpu_seconds.max(0.01)).round(),
+        peak_rss_bytes: left.peak_rss_bytes,
+        data_files: left.data_files,
+        delete_files: left.delete_files,
+        delete_files_per_data_file: hundredths(left.delete_files as f64 / left.data_files.max(1) as f64),
+        debt_bytes: left.debt_bytes.clone(),
+    })
+}
+
+fn say(message: &str) {
+    eprintln!("bench: {NAME}: {message}");
+}
+
+impl fmt::Display for Churned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bench, shape, rows, ratio, against, data_files, delete_files, .. } = self;
+        let (cpu, its_cpu) = (self.cpu_seconds, self.reference_cpu_seconds);
+        let debt: Vec<String> = self.debt_bytes.iter().map(|bytes| (bytes >> 20).to_string()).collect();
+        write!(
+            f,
+            "{bench:<11} {shape:<8} {rows} rows: {ratio:.2} x {against} ({cpu:.2} CPU-s a query, {its_cpu:.2}), \
+             {delete_files} delete files for {data_files} data files; peak {} MiB; debt in MiB {}",
+            self.peak_rss_bytes >> 20,
+            debt.join(" "),
+        )
+    }
+}
+
+/// How it stands with what is promised, by the engine that is slowed down most.
+pub(crate) fn verdict(churned: &[Churned]) -> String {
+    let worst = churned.iter().map(|churned| churned.ratio).reduce(f64::min);
+    let found = match worst {
+        None => "not measured".to_owned(),
+        Some(worst) if worst >= LEAST_RATIO => format!("{worst:.2}, reached"),
+        Some(worst) => format!("{worst:.2}, short by {:.2}", LEAST_RATIO - worst),
+    };
+    format!("target churn: at least {LEAST_RATIO} x a fresh table in every engine: {found}")
+}
