@@ -1,13 +1,10 @@
 //! The answers about a lake that scripts rely on (`design/interface.md` section 2), and the formats of rows.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod support;
-
+use crate::support::{Installation, lake};
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_ipc::reader::StreamReader;
 use serde_json::{Value, json};
-use support::{Installation, lake};
 
 /// The ids of the rows that `rows app.orders` shows, sorted.
 fn ids(installation: &Installation, arguments: &[&str]) -> Vec<i64> {

@@ -2,17 +2,16 @@
 //! shards split, roll over and are listed late.
 //!
 //! What was written is read back by DuckDB and compared with what the test has put, and `verify` must come to the same
-//! end: equal, and different where the table is not what was streamed. `LAKEHOUSE_KILLS` sets the number of kills
-//! (without it as many as fit a time, 200 in the long tier), `LAKEHOUSE_SEED` the seed.
-
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
+//! end: equal, and different where the table is not what was streamed. `LAKEHOUSE_KILLS` sets the number of kills,
+//! `LAKEHOUSE_SEED` the seed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::live::books::Books;
+use crate::live::{PIPELINE, Site, stop, until};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::{
@@ -20,11 +19,10 @@ use aws_sdk_dynamodb::types::{
     StreamSpecification, StreamViewType,
 };
 use fastrand::Rng;
-use live::books::Books;
-use live::{PIPELINE, Site, stop, until};
 use serde_json::{Value, json};
 use testkit::dynamodb::{self, DynamoDb, Habits, View};
 use testkit::emulators::Ministack;
+use testkit::tier::{self, seed};
 use tokio::task::JoinHandle;
 
 const TABLE: &str = "profiles";
@@ -34,9 +32,6 @@ const HISTORY: &str = "app.profiles_history";
 const ITEMS: u32 = 1_500;
 /// Keys that the load writes.
 const KEYS: u32 = 2_000;
-/// Kills of the long tier, and the time for them in the normal one.
-const KILLS: u64 = 200;
-const KILLING: Duration = Duration::from_secs(45);
 
 /// Shard and sequence number of a record.
 type Place = (String, String);
@@ -173,8 +168,8 @@ impl Story<'_> {
     /// Items, a load, kills; then what stands in the lake.
     async fn run(self) {
         let seed = seed();
-        let (kills, killing) = kills();
-        eprintln!("kills on DynamoDB: LAKEHOUSE_SEED={seed}, {kills} kills at most");
+        let kills = tier::size("LAKEHOUSE_KILLS", 20, 200);
+        eprintln!("kills on DynamoDB: LAKEHOUSE_SEED={seed} LAKEHOUSE_KILLS={kills}");
         let begun = Instant::now();
         let mut rng = Rng::with_seed(seed);
         let mut load = Load { client: self.client.clone(), items: BTreeMap::new(), changes: 0, rng: rng.fork() };
@@ -193,8 +188,7 @@ impl Story<'_> {
         // Shards that had ended before the copy are not read: it has what came of them.
         let before = self.simulator.map(places);
         let mut killed = 2;
-        let first = Instant::now();
-        while killed < kills && first.elapsed() < killing {
+        while killed < kills {
             let mut worker = site.start();
             // As often before anything is read as while it is being committed.
             let longest = if rng.bool() { 400 } else { 2_500 };
@@ -286,22 +280,6 @@ async fn assert_differences_are_named(site: &Site, load: &Load) {
     for (user, difference) in named {
         let sample = json!({"difference": difference, "key": format!("user_id={user}")});
         assert!(samples.contains(&&sample), "{sample}: {table}");
-    }
-}
-
-/// How many kills, and how long they may take.
-fn kills() -> (u64, Duration) {
-    match std::env::var("LAKEHOUSE_KILLS") {
-        Ok(kills) => (kills.parse().expect("LAKEHOUSE_KILLS is a number"), Duration::MAX),
-        Err(_) if std::env::var_os("LAKEHOUSE_LONG").is_some() => (KILLS, Duration::MAX),
-        Err(_) => (KILLS, KILLING),
-    }
-}
-
-fn seed() -> u64 {
-    match std::env::var("LAKEHOUSE_SEED") {
-        Ok(seed) => seed.parse().expect("LAKEHOUSE_SEED is a number"),
-        Err(_) => fastrand::u64(..),
     }
 }
 

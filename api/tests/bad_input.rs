@@ -1,14 +1,11 @@
 //! What is wrong around a pipeline ends with an exit code, three lines that name code, place and remedy, and nothing
 //! written; or it halts and resumes as `deploy/docs/troubleshooting.md` says.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use live::{Live, PIPELINE, Site, stop, until};
+use crate::live::{Live, PIPELINE, Site, stop, until};
 use serde_json::Value;
 use testkit::lakehouse::Answer;
 use testkit::postgres::{Certificate, Cluster, Options};

@@ -3,15 +3,12 @@
 //! The worker runs under a hard limit of 512 MiB, of a control group where one can be made, else (or if
 //! `LAKEHOUSE_DATA_LIMIT` is set) of its data segment.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use live::Live;
-use live::books::{Books, assert_joined};
+use crate::live::books::{Books, assert_joined};
+use crate::live::{Live, stop};
 use testkit::lakehouse::Process;
 use testkit::postgres::Options;
 
@@ -45,7 +42,7 @@ async fn a_transaction_larger_than_memory_is_one_cut() {
         eprintln!("big transaction: {ROWS} rows updated, {}", limit.peak(&worker));
     }
     live.site.assert_equal().await;
-    live::stop(worker).await;
+    stop(worker).await;
 }
 
 /// Runs one statement beside small transactions; every snapshot and cut holds it whole or not at all.

@@ -1,15 +1,12 @@
 //! The command line as people and scripts meet it: verbs, exit codes, errors, configuration.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod support;
-
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::Installation;
+use crate::support::lake::CONFIG;
 use serde_json::{Value, json};
-use support::Installation;
-use support::lake::CONFIG;
 
 const CANARY: &str = "canary-77c2";
 

@@ -1,18 +1,15 @@
 //! Somebody else's engine commits to a mirror while the worker is busy with it (protocol F6): what keeps the table sound
 //! is followed, and later changes hit the right rows; what does not, halts that table and no other, until it is resynced.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::live::books::Books;
+use crate::live::{DEADLINE, Live, stop};
 use fastrand::Rng;
-use live::books::Books;
-use live::{Live, stop};
 use serde_json::{Value, json};
 use testkit::lakehouse::Process;
 use testkit::oracle;
@@ -127,7 +124,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
-        if tokio::time::timeout(live::DEADLINE, wait).await.is_err() {
+        if tokio::time::timeout(DEADLINE, wait).await.is_err() {
             panic!("not halted with {code}: {:?}", halted().await);
         }
         let before = self.live.site.lakehouse.ask(&["snapshots", "app.t"]).await;
@@ -150,7 +147,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
-        tokio::time::timeout(live::DEADLINE, streaming).await.expect("copied anew");
+        tokio::time::timeout(DEADLINE, streaming).await.expect("copied anew");
         self.sql("UPDATE t SET v = 'after' WHERE id % 7 = 0; INSERT INTO t VALUES (9001, 'after', 1)").await;
         self.live.site.caught_up().await;
         self.end_equal().await;

@@ -1,20 +1,17 @@
 //! The HTTP service of the real binary, over loopback: what it answers to whom, and that rows are those of the command line.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use crate::support::{Installation, lake};
 use iceberg::TableUpdate;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog, Swap};
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
 use serde_json::{Value, json};
-use support::{Installation, lake};
 use testkit::http::{Exchange, exchange};
 
 /// Longer than a start takes.

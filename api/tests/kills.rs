@@ -3,21 +3,19 @@
 //! Two writers keep a bank busy the whole time. Each round begins with an empty lake, so that starting, creating the slot
 //! and copying are hit as often as streaming. `LAKEHOUSE_KILLS` sets the number of kills, `LAKEHOUSE_SEED` the seed.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::live::books::{Books, assert_joined};
+use crate::live::{PIPELINE, Site};
 use fastrand::Rng;
-use live::books::{Books, assert_joined};
-use live::{PIPELINE, Site};
 use testkit::bank::{ACCOUNT_COLUMNS, Bank};
 use testkit::lakehouse::Process;
 use testkit::oracle;
 use testkit::postgres::{Cluster, Options};
+use testkit::tier;
 
 const ACCOUNTS: u64 = 25;
 /// Kills before the lake is checked and a new one begins.
@@ -60,20 +58,8 @@ const TABLES: [&str; 8] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_split_however_often_the_worker_is_killed() {
-    let kills: u64 = match std::env::var("LAKEHOUSE_KILLS") {
-        Ok(kills) => kills.parse().expect("LAKEHOUSE_KILLS is a number"),
-        Err(_) => {
-            if std::env::var_os("LAKEHOUSE_LONG").is_some() {
-                1_000
-            } else {
-                300
-            }
-        }
-    };
-    let seed = match std::env::var("LAKEHOUSE_SEED") {
-        Ok(seed) => seed.parse().expect("LAKEHOUSE_SEED is a number"),
-        Err(_) => fastrand::u64(..),
-    };
+    let kills = tier::size("LAKEHOUSE_KILLS", 60, 1_000);
+    let seed = tier::seed();
     eprintln!("kills: LAKEHOUSE_SEED={seed} LAKEHOUSE_KILLS={kills}");
     let begun = Instant::now();
     let mut cluster = Cluster::start(Options::default()).await;

@@ -1,18 +1,13 @@
 //! Tables are kept by the real binary: what a dry run says is what happens, readers and worker notice nothing of it, and
 //! its history can be read by anybody.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod support;
-
 use std::fs::{self, File};
 use std::time::{Duration, SystemTime};
 
-use live::books::Books;
-use live::{Live, Site, stop};
+use crate::live::books::Books;
+use crate::live::{Live, Site, stop, until};
+use crate::support::{Installation, lake};
 use serde_json::{Value, json};
-use support::{Installation, lake};
 use testkit::postgres::{Cluster, Options};
 
 /// Two small files are merged.
@@ -195,7 +190,7 @@ async fn statements_for_spark_are_told_or_run() {
 async fn a_process_that_maintains_stops_when_told() {
     let installation: Installation = lake::installation().await;
     let mut role = installation.spawn(&["--set", SOON, "maintain"]);
-    live::until("the first pass has been recorded", || {
+    until("the first pass has been recorded", || {
         installation.path().join("lake/warehouse/lakehouse_control/maintenance_runs/metadata").exists()
     })
     .await;

@@ -1,16 +1,13 @@
 //! A table is copied anew beside what stands there, while its source goes on changing: readers see the old rows until one
 //! commit replaces all of them, the changes that follow are applied once, and a kill at any moment costs only time.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::live::books::Books;
+use crate::live::{DEADLINE, Live, stop};
 use fastrand::Rng;
-use live::books::Books;
-use live::{Live, stop};
 use testkit::postgres::Options;
 use tokio::task::JoinHandle;
 
@@ -86,7 +83,7 @@ async fn a_table_is_copied_anew_under_load_and_one_commit_puts_it_in_place() {
             assert!(rows >= ROWS / 2, "readers see {rows} rows in the middle of a resync");
         }
     };
-    tokio::time::timeout(live::DEADLINE, again).await.expect("copied anew");
+    tokio::time::timeout(DEADLINE, again).await.expect("copied anew");
     done.store(true, Ordering::Relaxed);
     workload.await.expect("the workload");
     live.site.caught_up().await;
@@ -126,7 +123,7 @@ async fn a_resync_that_is_killed_again_and_again_ends_with_every_change_applied_
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    tokio::time::timeout(live::DEADLINE, streaming).await.expect("copied anew in the end");
+    tokio::time::timeout(DEADLINE, streaming).await.expect("copied anew in the end");
     done.store(true, Ordering::Relaxed);
     workload.await.expect("the workload");
     live.site.caught_up().await;

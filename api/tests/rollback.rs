@@ -1,15 +1,12 @@
 //! Rollback by the real binary while a worker follows its source: the table goes back and is held, everything else goes on,
 //! and each way out ends where it should; killed anywhere, it comes to one end in all tables. Rows are read by DuckDB.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::live::books::Books;
+use crate::live::{DEADLINE, Live, stop};
 use fastrand::Rng;
-use live::books::Books;
-use live::{Live, stop};
 use serde_json::Value;
 use testkit::postgres::Options;
 
@@ -75,7 +72,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
-        tokio::time::timeout(live::DEADLINE, wait).await.expect("released");
+        tokio::time::timeout(DEADLINE, wait).await.expect("released");
         self.live.site.caught_up().await;
     }
 
@@ -189,7 +186,7 @@ async fn a_rollback_of_all_tables_that_is_killed_anywhere_comes_to_one_end_in_al
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
-        let (state, id) = tokio::time::timeout(live::DEADLINE, ended).await.expect("an end");
+        let (state, id) = tokio::time::timeout(DEADLINE, ended).await.expect("an end");
         let now = (scene.rows("app.t").await, scene.rows("app.beside").await);
         match state.as_str() {
             "paused_diverged" => {

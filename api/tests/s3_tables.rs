@@ -4,16 +4,13 @@
 //! What was written is read back by DuckDB and PyIceberg through its REST side. `LAKEHOUSE_KILLS` sets the number of
 //! kills, `LAKEHOUSE_SEED` the seed.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::live::books::{assert_joined, ranged, recorded_cut, snapshots_of};
+use crate::live::{PIPELINE, Site, stop};
 use aws_sdk_s3tables::types::{MaintenanceStatus, TableMaintenanceConfigurationValue, TableMaintenanceType};
 use fastrand::Rng;
-use live::books::{assert_joined, ranged, recorded_cut, snapshots_of};
-use live::{PIPELINE, Site, stop};
 use serde_json::{Value, json};
 use testkit::bank::Bank;
 use testkit::emulators::Ministack;
@@ -21,6 +18,7 @@ use testkit::http;
 use testkit::postgres::{Cluster, Options};
 use testkit::rest_engine::RestEngine;
 use testkit::s3_tables::{Committer, S3Tables, TableId, client};
+use testkit::tier;
 
 const ACCOUNTS: u64 = 25;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -95,15 +93,8 @@ impl Region {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_split_on_s3_tables_however_often_the_worker_is_killed() {
-    let kills: u64 = match std::env::var("LAKEHOUSE_KILLS") {
-        Ok(kills) => kills.parse().expect("LAKEHOUSE_KILLS is a number"),
-        Err(_) if std::env::var_os("LAKEHOUSE_LONG").is_some() => 200,
-        Err(_) => 30,
-    };
-    let seed = match std::env::var("LAKEHOUSE_SEED") {
-        Ok(seed) => seed.parse().expect("LAKEHOUSE_SEED is a number"),
-        Err(_) => fastrand::u64(..),
-    };
+    let kills = tier::size("LAKEHOUSE_KILLS", 20, 200);
+    let seed = tier::seed();
     eprintln!("kills on S3 Tables: LAKEHOUSE_SEED={seed} LAKEHOUSE_KILLS={kills}");
     let begun = Instant::now();
     let mut rng = Rng::with_seed(seed);

@@ -1,16 +1,13 @@
 //! Spark with Iceberg's own runtime deletes rows, compacts and expires snapshots of mirrors while a worker commits to them
 //! (long tier). What Spark deletes stays deleted, and nothing else is lost: `verify` names exactly those rows.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::live::{DEADLINE, PIPELINE, Site, stop};
 use fastrand::Rng;
-use live::{PIPELINE, Site, stop};
 use serde_json::{Value, json};
 use testkit::emulators::{RestCatalog, Warehouse};
 use testkit::lakehouse::Process;
@@ -104,7 +101,7 @@ impl Scene {
         let sql = format!(
             "SELECT snapshot_id FROM lakehouse.{PIPELINE}.t{table}.snapshots WHERE summary['cdc.kind'] = 'change'"
         );
-        let (known, deadline) = (self.commits.len(), Instant::now() + live::DEADLINE);
+        let (known, deadline) = (self.commits.len(), Instant::now() + DEADLINE);
         while self.commits.len() == known {
             // Spark takes as much of the machine as the worker.
             tokio::time::sleep(LOOK).await;

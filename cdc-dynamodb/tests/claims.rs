@@ -14,6 +14,7 @@ use lakehouse_core::commit::Cut;
 use lakehouse_core::verify::{VerifyOptions, VerifyReport};
 use serde_json::json;
 use testkit::dynamodb::{DynamoDb, Habits, KeyType, View};
+use testkit::tier;
 
 const TABLE: &str = "profiles";
 /// Histories that run at the same time: each mostly waits.
@@ -165,10 +166,8 @@ async fn a_start_behind_a_shards_end_waits_for_its_children_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_shards_do_no_cut_claims_what_it_has_not_read() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let long = std::env::var_os("LAKEHOUSE_LONG").is_some();
-    let seeds = number("LAKEHOUSE_SEEDS").unwrap_or(if long { 200 } else { 24 });
-    let first = number("LAKEHOUSE_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 8, 200);
+    let first = tier::seed();
     eprintln!("claims: LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
     let all: Vec<u64> = (first..first + seeds).collect();
     for some in all.chunks(AT_ONCE) {
@@ -235,8 +234,7 @@ fn shown(report: &VerifyReport) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_merely_busy_is_never_called_different() {
     const ROUNDS: usize = 6;
-    let seed =
-        std::env::var("LAKEHOUSE_SEED").ok().map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("a seed"));
+    let seed = tier::seed();
     eprintln!("verify under load: LAKEHOUSE_SEED={seed}");
     for history in [true, false] {
         let habits = Habits {

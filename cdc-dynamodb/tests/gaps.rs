@@ -14,6 +14,7 @@ use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
 use serde_json::json;
 use testkit::dynamodb::{DynamoDb, Habits, KeyType, View};
+use testkit::tier;
 
 const TABLE: &str = "profiles";
 const SHARDS: usize = 3;
@@ -154,10 +155,8 @@ async fn another_stream_under_the_table_is_another_source_until_a_resync() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn histories_with_gaps_and_operators_and_crashes_end_with_the_table() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let long = std::env::var_os("LAKEHOUSE_LONG").is_some();
-    let seeds = number("LAKEHOUSE_SEEDS").unwrap_or(if long { 200 } else { 30 });
-    let first = number("LAKEHOUSE_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 10, 200);
+    let first = tier::seed();
     for seed in first..first + seeds {
         eprintln!("a history with gaps: LAKEHOUSE_SEED={seed} LAKEHOUSE_SEEDS=1");
         one_history(seed).await;

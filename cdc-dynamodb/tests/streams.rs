@@ -11,6 +11,7 @@ use fastrand::Rng;
 use futures::future::join_all;
 use serde_json::json;
 use testkit::dynamodb::{DynamoDb, Habits, KeyType, View};
+use testkit::tier;
 
 const TABLE: &str = "profiles";
 /// Histories that run at the same time: each mostly waits.
@@ -18,10 +19,8 @@ const AT_ONCE: usize = 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_shards_do_the_mirror_is_the_table_and_the_history_has_each_record_once() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let long = std::env::var_os("LAKEHOUSE_LONG").is_some();
-    let seeds = number("LAKEHOUSE_SEEDS").unwrap_or(if long { 1_000 } else { 200 });
-    let first = number("LAKEHOUSE_SEED").unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 60, 1_000);
+    let first = tier::seed();
     eprintln!("histories of shards: LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
     let all: Vec<u64> = (first..first + seeds).collect();
     for some in all.chunks(AT_ONCE) {

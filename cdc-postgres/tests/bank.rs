@@ -14,6 +14,7 @@ use lakehouse_core::position::Position;
 use lakehouse_core::verify::VerifyOptions;
 use testkit::bank::Bank;
 use testkit::postgres::{Cluster, Options};
+use testkit::tier;
 
 const ACCOUNTS: u64 = 40;
 const WRITERS: u64 = 4;
@@ -22,8 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_snapshot_and_every_cut_of_a_bank_balances_over_restarts() {
-    let seed =
-        std::env::var("LAKEHOUSE_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a number"));
+    let seed = tier::seed();
     println!("restarts: LAKEHOUSE_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut cluster = Cluster::start(Options::default()).await;

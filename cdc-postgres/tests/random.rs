@@ -24,8 +24,7 @@ const TABLES: [(&str, &str); 6] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_transactions_leave_mirrors_equal_to_the_source() {
-    let seed =
-        std::env::var("LAKEHOUSE_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a number"));
+    let seed = testkit::tier::seed();
     println!("LAKEHOUSE_SEED={seed}");
     let mut random = Rng::with_seed(seed);
     let mut shop = Shop::open("random").await;

@@ -32,8 +32,8 @@ pub struct Limits {
 
 type Settling = JoinHandle<Result<(Lakehouse, Option<DurablePosition>), Problem>>;
 
-/// How often a worker without work looks for an operator's word; more often where its idle cuts come more often.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often a worker without work looks for an operator's word: as often as it would commit, within these bounds.
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 const SHORTEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Runs until `stop`, the end of a scripted source, or an error; its reaction says whether to resume from the cut.
@@ -47,7 +47,7 @@ pub async fn run(
     let mut idle = Some(lakehouse);
     let mut settling: Option<Settling> = None;
     let mut lost = None;
-    let look = limits.idle_interval.clamp(SHORTEST_LOOK, LOOK);
+    let look = limits.interval.clamp(SHORTEST_LOOK, LONGEST_LOOK);
     let mut look_at = Instant::now() + look;
     loop {
         if collected.is_due()

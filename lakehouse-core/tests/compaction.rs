@@ -14,12 +14,13 @@ use crate::support::faults::random_plans;
 use crate::support::renamed::Renamed;
 use crate::support::rig::{Kind, Rig};
 use crate::support::world::{Worker, World, halted};
-use crate::support::{Violation, block_on, long};
+use crate::support::{Violation, block_on};
 use fastrand::Rng;
 use futures::{StreamExt, stream};
 use lakehouse_core::catalog::Catalog;
 use lakehouse_core::error::Reaction;
 use lakehouse_core::planted::Planted;
+use testkit::tier;
 
 const AT_ONCE: usize = 4;
 
@@ -87,7 +88,7 @@ async fn all(seeds: std::ops::Range<u64>, faults: bool) -> Total {
 
 #[test]
 fn a_writer_goes_on_through_its_own_compaction_without_a_restart() {
-    let seeds = if long() { 0..3_000 } else { 0..150 };
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 60, 3_000);
     let total = block_on(all(seeds, false));
     assert_eq!(total.lives, total.histories, "one life each");
     assert!(total.forwarded > 0, "deletes are forwarded");
@@ -95,7 +96,7 @@ fn a_writer_goes_on_through_its_own_compaction_without_a_restart() {
 
 #[test]
 fn compaction_and_crashes_in_any_order_lose_and_repeat_nothing() {
-    let seeds = if long() { 10_000..13_000 } else { 10_000..10_100 };
+    let seeds = 10_000..10_000 + tier::size("LAKEHOUSE_SEEDS", 40, 3_000);
     block_on(all(seeds, true));
 }
 

@@ -8,9 +8,10 @@ use crate::support::catalog::{Call, Fault, Planned, Step};
 use crate::support::check::Report;
 use crate::support::faults::{duel, play, random_plans};
 use crate::support::world::World;
-use crate::support::{Violation, block_on, long};
+use crate::support::{Violation, block_on};
 use futures::{StreamExt, TryStreamExt, stream};
 use lakehouse_core::planted::Planted;
+use testkit::tier;
 
 /// Histories at the same time: they wait for files and answers more than they compute.
 const AT_ONCE: usize = 4;
@@ -52,7 +53,7 @@ fn one_fault(seed: u64, load: Load, plan: Planned) -> (String, impl Future<Outpu
 
 #[test]
 fn a_crash_anywhere_loses_and_repeats_nothing() {
-    let seeds = if long() { 0..200 } else { 0..20 };
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 10, 200);
     let (mut runs, mut seen) = (0, Report::default());
     block_on(async {
         for seed in seeds {
@@ -81,7 +82,7 @@ fn a_crash_anywhere_loses_and_repeats_nothing() {
 
 #[test]
 fn a_lost_or_wrong_or_late_answer_anywhere_loses_and_repeats_nothing() {
-    let seeds = if long() { 0..40 } else { 0..3 };
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 2, 40);
     block_on(async {
         for seed in seeds {
             let load = Load { transactions: 4, wide: false };
@@ -97,7 +98,7 @@ fn a_lost_or_wrong_or_late_answer_anywhere_loses_and_repeats_nothing() {
 
 #[test]
 fn many_faults_at_random_lose_and_repeat_nothing() {
-    let seeds = if long() { 1_000..21_000 } else { 1_000..1_150 };
+    let seeds = 1_000..1_000 + tier::size("LAKEHOUSE_SEEDS", 75, 20_000);
     block_on(async {
         let histories = seeds.map(|seed| {
             let load = Load { transactions: 6, wide: seed % 2 == 0 };
@@ -113,7 +114,7 @@ fn many_faults_at_random_lose_and_repeat_nothing() {
 
 #[test]
 fn a_worker_that_wakes_up_behind_its_successor_changes_nothing() {
-    let seeds = if long() { 0..20_000 } else { 0..150 };
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 75, 20_000);
     block_on(async {
         let histories = seeds.map(|seed| (format!("seed {seed}"), duel(seed, Planted::none())));
         let (runs, report) = all(histories).await;

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::support::bank::Load;
+use crate::support::block_on;
 use crate::support::check::{in_order, is_rewrite};
 use crate::support::compaction::{Compaction, world};
 use crate::support::reading::{Kept, cells, rows};
 use crate::support::script::{Identity, Row, Table, trimmed};
 use crate::support::world::{Worker, World};
-use crate::support::{block_on, long};
 use arrow_array::RecordBatch;
 use fastrand::Rng;
 use iceberg::spec::SnapshotRef;
@@ -20,6 +20,7 @@ use lakehouse_core::diff::{self, Changes, Counts, Diff};
 use lakehouse_core::error::Problem;
 use lakehouse_core::read::TableReader;
 use lakehouse_core::storage::{Storage, local_path};
+use testkit::tier;
 
 /// Pairs of snapshots that are compared of each table.
 const PAIRS: usize = 6;
@@ -161,7 +162,7 @@ async fn disturb(world: &World, compaction: &Compaction, table: &Table, rng: &mu
 fn a_diff_tells_what_two_snapshots_read_row_by_row_differ_in() {
     block_on(async {
         let mut total = Total::default();
-        for seed in 0..if long() { 400 } else { 2 } {
+        for seed in 0..tier::size("LAKEHOUSE_SEEDS", 2, 400) {
             let mut rng = Rng::with_seed(seed ^ 0xD1FF);
             let (world, compaction) = world(seed, Load { transactions: 16, wide: seed % 2 == 0 });
             let worker = Worker::random(0, &world.script, &mut rng);

@@ -12,7 +12,7 @@ use crate::support::renamed::Renamed;
 use crate::support::rig::{self, Kind, Rig};
 use crate::support::source::Chunking;
 use crate::support::world::{Worker, World, halted};
-use crate::support::{Violation, block_on, long};
+use crate::support::{Violation, block_on};
 use async_trait::async_trait;
 use fastrand::Rng;
 use lakehouse_core::catalog::{Catalog, LoadedTable, ManagedJobs, S3TablesCatalog};
@@ -26,6 +26,7 @@ use testkit::emulators::Ministack;
 use testkit::objects::Objects;
 use testkit::rest_engine::RestEngine;
 use testkit::s3_tables::{Compaction, S3Tables, TableId};
+use testkit::tier;
 
 /// Pipelines at the same time.
 const AT_ONCE: u64 = 4;
@@ -38,8 +39,8 @@ const OVERTAKEN: usize = 10;
 /// Mirrors that change in nearly every transaction.
 const TABLES: [&str; 3] = ["left", "right", "things"];
 
-fn commits_wanted() -> usize {
-    if long() { 3_000 } else { 500 }
+fn commits_wanted() -> u64 {
+    tier::size("LAKEHOUSE_COMMITS", 120, 3_000)
 }
 
 /// Who rewrites.
@@ -167,7 +168,7 @@ async fn race(kind: Kind, catalog: Arc<dyn Catalog>, storage: Storage, rewriter:
         async move { score.rewrite(&rewriter, clean.as_ref(), &running).await }
     });
     let (mut commits, mut snapshots, mut foreign, mut first) = (0, 0, 0, 0);
-    while commits < commits_wanted() || foreign < REWRITES {
+    while (commits as u64) < commits_wanted() || foreign < REWRITES {
         running.store(first as usize, Ordering::SeqCst);
         let pipelines: Vec<_> = (first..first + AT_ONCE)
             .map(|seed| {

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::support::block_on;
 use crate::support::world::temporary_folder;
-use crate::support::{block_on, long};
 use async_trait::async_trait;
 use iceberg::spec::{
     DataContentType, DataFileBuilder, DataFileFormat, NestedField, PrimitiveType, Schema, SnapshotReference,
@@ -28,6 +28,7 @@ use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::{Storage, local_path, location_of};
 use lakehouse_core::write::NewFile;
+use testkit::tier;
 
 /// The bound.
 const LARGEST: u64 = 4 << 20;
@@ -205,7 +206,7 @@ struct Run {
 }
 
 /// A mirror: a commit with files adds a data file and deletes rows of another; tags come and go by the hour, as another process
-/// sets them; the latest cut's snapshot and, for long, that of an open operation are protected.
+/// sets them; the latest cut's snapshot and, for that of an open operation are protected.
 async fn mirror(catalog: Arc<InMemory>, commits: usize, with_files: usize) -> Run {
     let (storage, name) = (Storage::local(), TableName::new("lake", "mirror"));
     let created = catalog.create(&name, creation("mirror")).await.expect("a table");
@@ -308,7 +309,7 @@ async fn control(catalog: Arc<InMemory>, commits: usize, tables: usize) -> Run {
 
 #[test]
 fn metadata_stays_below_its_bound_and_what_is_protected_stays_in_it() {
-    let (commits, with_files) = (COMMITS, if long() { 1 } else { WITH_FILES });
+    let (commits, with_files) = (COMMITS, if tier::long() { 1 } else { WITH_FILES });
     block_on(async {
         let folder = temporary_folder();
         let catalog = open(folder.path());

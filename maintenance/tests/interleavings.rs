@@ -2,7 +2,7 @@
 //! and cleaning, in any order and between each other's look and commit, on a network that loses, delays and doubles. An
 //! oracle in memory knows the rows of every snapshot; each one that is kept must read just so.
 //!
-//! `LAKEHOUSE_SEED` plays one history; `LAKEHOUSE_LONG=1` plays all 10,000.
+//! `LAKEHOUSE_SEEDS` sets how many, `LAKEHOUSE_SEED` the first; all 10,000 are for the long tier.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -27,11 +27,9 @@ use maintenance::plan::{Group, Reason, Targets};
 use maintenance::view::View;
 use maintenance::{clean, compact};
 use tempfile::TempDir;
+use testkit::tier;
 use tokio::sync::Mutex;
 
-const HISTORIES: u64 = 10_000;
-/// Of the normal tier.
-const SOME_HISTORIES: u64 = 200;
 /// A planted bug must be found within this many.
 const WITHIN: u64 = 500;
 const ACTIONS: usize = 24;
@@ -524,18 +522,9 @@ async fn history(seed: u64, planted: Planted) -> Result<Counted, Violation> {
 
 #[test]
 fn nothing_is_lost_doubled_or_resurrected_in_any_order() {
-    let seeds = match std::env::var("LAKEHOUSE_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("LAKEHOUSE_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) if std::env::var_os("LAKEHOUSE_LONG").is_some() => 0..HISTORIES,
-        Err(_) => {
-            let first = fastrand::u64(..u64::MAX / 2);
-            first..first + SOME_HISTORIES
-        }
-    };
-    println!("{} histories from seed {}", seeds.end - seeds.start, seeds.start);
+    let first = tier::seed();
+    let seeds = first..first + tier::size("LAKEHOUSE_SEEDS", 80, 10_000);
+    println!("LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={}", seeds.end - seeds.start);
     let total = block_on(async {
         let mut total = Counted::default();
         let mut histories = stream::iter(seeds).map(|seed| history(seed, Planted::none())).buffer_unordered(3);

@@ -78,7 +78,7 @@ impl Installation {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lakehouse"));
+        let mut command = Command::new(testkit::lakehouse::binary());
         let ours = |name: &str| name.starts_with("LAKEHOUSE_") || name == "RUST_LOG";
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
             command.env_remove(name);

@@ -222,7 +222,11 @@ impl Drop for Process {
 }
 
 /// The binary under test: `LAKEHOUSE_BIN`, or the one in the target folder that this test itself was built into.
-fn binary() -> PathBuf {
+///
+/// # Panics
+/// When the running program has no path.
+#[must_use]
+pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("LAKEHOUSE_BIN") {
         return path.into();
     }

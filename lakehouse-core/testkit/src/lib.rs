@@ -19,4 +19,5 @@ pub mod postgres;
 pub mod readers;
 pub mod rest_engine;
 pub mod s3_tables;
+pub mod tier;
 mod wire;

@@ -18,11 +18,6 @@ pub mod script;
 pub mod source;
 pub mod world;
 
-/// More seeds, for nightly runs.
-pub fn long() -> bool {
-    std::env::var_os("LAKEHOUSE_LONG").is_some_and(|value| value == "1")
-}
-
 /// A rule that was broken, and which check has seen it.
 #[derive(Debug)]
 pub struct Violation {

@@ -1,0 +1,19 @@
+//! The binary under test, a file a subject.
+
+#![cfg(test)]
+
+mod answers;
+mod app_data;
+mod bad_input;
+mod big_transaction;
+mod command_line;
+mod foreign;
+mod http;
+mod kills;
+mod live;
+mod maintenance;
+mod resync;
+mod rollback;
+mod s3_tables;
+mod spark;
+mod support;
