@@ -325,6 +325,14 @@ pub(crate) struct PositionRange {
     pub(crate) up_to: Position,
 }
 
+impl PositionRange {
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub(crate) fn new(after: Position, up_to: Position) -> Result<Self, String> {
+        if after < up_to { Ok(Self { after, up_to }) } else { Err("the range ends before it begins".to_owned()) }
+    }
+}
+
 impl std::str::FromStr for PositionRange {
     type Err = String;
 
@@ -332,8 +340,7 @@ impl std::str::FromStr for PositionRange {
         let wrong = || "write two positions with dots between, such as 0/16B3748..0/16B3900".to_owned();
         let (after, up_to) = text.split_once("..").ok_or_else(wrong)?;
         let position = |text: &str| text.parse().map_err(|_| wrong());
-        let (after, up_to) = (position(after)?, position(up_to)?);
-        if after < up_to { Ok(Self { after, up_to }) } else { Err("the range ends before it begins".to_owned()) }
+        Self::new(position(after)?, position(up_to)?)
     }
 }
 

@@ -1,22 +1,31 @@
-//! The HTTP service: tables, their past and their rows, below `/v1`. It reads; nothing here changes a table.
+//! The HTTP service: tables, their past and their rows, and what operators do to pipelines, below `/v1`. Nothing here changes
+//! a table by itself: handlers ask `operate` for what the command line's verbs ask for, too.
 //!
 //! A request goes through `routes.rs` (which role may call what), `auth.rs` (who is calling) and one handler; every error,
 //! whoever makes it, becomes an answer in `problem.rs`. Rows are written by blocking work through a pipe that the client
-//! empties (`pipe.rs`). Connections are HTTP/1.1 without TLS: a proxy in front ends it.
+//! empties (`pipe.rs`); operations go on behind their answers (`coordinator.rs`). Connections are HTTP/1.1 without TLS: a proxy in front ends it.
 
 mod auth;
+mod body;
+mod coordinator;
 mod diff;
 mod etag;
 mod format;
 mod metrics;
+mod noted;
+mod operations;
 mod pipe;
+mod pipelines;
+mod plans;
+mod preconditions;
 mod problem;
+mod rollbacks;
 mod routes;
 mod rows;
 mod tables;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,7 +42,9 @@ use tracing::{debug, info, warn};
 use crate::config::{ApiConfig, Config};
 use crate::failure::Failure;
 use crate::lake::Lake;
+use coordinator::Coordinator;
 use metrics::Metrics;
+use plans::Plans;
 
 /// Open connections of one listener (S6); more wait in the system's queue.
 const CONNECTIONS: usize = 256;
@@ -54,6 +65,9 @@ struct Service {
     /// One permit for each read of rows.
     scans: Arc<Semaphore>,
     metrics: Metrics,
+    /// Rollbacks that were shown and not yet confirmed.
+    plans: Mutex<Plans>,
+    coordinator: Coordinator,
 }
 
 type Shared = Arc<Service>;
@@ -61,6 +75,7 @@ type Shared = Arc<Service>;
 /// Bound to its addresses, not yet answering.
 pub(crate) struct Server {
     listeners: Vec<(TcpListener, Router)>,
+    service: Shared,
 }
 
 impl Server {
@@ -70,20 +85,27 @@ impl Server {
         if !api.listen.ip().is_loopback() {
             warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
         }
-        let scans = Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1)));
-        let metrics = Metrics::new();
-        let service = Arc::new(Service { config: config.clone(), api: api.clone(), lake, scans, metrics });
+        let service = Arc::new(Service {
+            config: config.clone(),
+            api: api.clone(),
+            coordinator: Coordinator::new(lake.clone()),
+            lake,
+            scans: Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1))),
+            metrics: Metrics::new(),
+            plans: Mutex::default(),
+        });
         let mut listeners = vec![(listen("listen", api.listen).await?, routes::api(&service))];
         if let Some(address) = api.metrics_listen {
             listeners.push((listen("metrics_listen", address).await?, routes::metrics(&service)));
         }
-        Ok(Self { listeners })
+        Ok(Self { listeners, service })
     }
 
     /// Answers until it is stopped, then ends what is under way.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let serving = self.listeners.into_iter().map(|(listener, router)| accept(listener, router, stop.clone()));
         futures::future::join_all(serving).await;
+        self.service.coordinator.end(GRACE).await;
         info!("HTTP has stopped");
     }
 }

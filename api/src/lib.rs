@@ -11,6 +11,7 @@ mod http;
 mod lake;
 mod logs;
 mod nearest;
+mod operate;
 mod progress;
 mod roles;
 mod rows;

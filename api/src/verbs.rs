@@ -2,7 +2,6 @@
 
 mod completions;
 mod confirm;
-mod control;
 mod diff;
 mod fsck;
 pub(crate) mod health;
@@ -14,7 +13,7 @@ mod resync;
 mod rollback;
 mod rows;
 pub(crate) mod snapshots;
-mod status;
+pub(crate) mod status;
 pub(crate) mod tables;
 mod validate;
 mod verify;

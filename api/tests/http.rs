@@ -45,6 +45,25 @@ const ROUTES: [&str; 7] = [
     "/v1/tables/app/orders/diff?from=main&to=main",
 ];
 
+/// What is shown of pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
+/// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
+const OPERATING: [(&str, &str, &str, [u16; 3]); 14] = [
+    ("GET", "/v1/pipelines", "", [200, 200, 200]),
+    ("GET", "/v1/pipelines/app", "", [200, 200, 200]),
+    ("GET", "/v1/operations", "", [200, 200, 200]),
+    ("GET", "/v1/operations?pipeline=app", "", [200, 200, 200]),
+    ("GET", "/v1/operations/none", "", [404, 404, 404]),
+    ("POST", "/v1/pipelines/app/pause", r#"{"reason":"test"}"#, [403, 200, 403]),
+    ("POST", "/v1/pipelines/app/resume", "{}", [403, 200, 403]),
+    ("POST", "/v1/rollbacks", r#"{"pipeline":"app","cut":"0/64"}"#, [403, 200, 403]),
+    ("POST", "/v1/rollbacks/none/confirm", r#"{"reason":"test"}"#, [403, 428, 428]),
+    ("POST", "/v1/operations/none/undo", r#"{"reason":"test"}"#, [403, 404, 404]),
+    ("POST", "/v1/operations/none/abort", r#"{"reason":"test"}"#, [403, 404, 404]),
+    ("POST", "/v1/operations/none/accept", r#"{"reason":"test"}"#, [403, 404, 404]),
+    ("POST", "/v1/operations/none/replay", r#"{"reason":"test"}"#, [403, 404, 404]),
+    ("POST", "/v1/pipelines/app/resync", r#"{"tables":["app.orders"],"reason":"test"}"#, [403, 202, 403]),
+];
+
 /// A serving process, which ends with this.
 struct Service {
     process: Child,
@@ -83,7 +102,11 @@ impl Service {
     }
 
     async fn call(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Exchange {
-        let answer = exchange(method, &format!("{}{target}", self.uri), headers, "").await;
+        self.send(method, target, headers, "").await
+    }
+
+    async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
+        let answer = exchange(method, &format!("{}{target}", self.uri), headers, body).await;
         answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
     }
 
@@ -113,6 +136,14 @@ fn problem(answer: &Exchange) -> (u16, String) {
 
 async fn anonymous() -> Installation {
     lake::installation_with("[api]\nallow_anonymous = true\n", &[]).await
+}
+
+async fn with_tokens() -> Installation {
+    let token = |(name, digest, more): &(&str, &str, &str)| {
+        format!("[api.auth.tokens.{name}]\nsha256 = \"{digest}\"\n{more}\n")
+    };
+    let tokens: String = TOKENS.iter().map(token).collect();
+    lake::installation_with(&tokens, &[]).await
 }
 
 fn catalog(installation: &Installation) -> SqliteCatalog {
@@ -308,11 +339,7 @@ async fn what_a_client_has_already_is_not_sent_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_sees_what_it_may_and_nobody_else_anything() {
-    let tokens: String = TOKENS
-        .iter()
-        .map(|(name, digest, more)| format!("[api.auth.tokens.{name}]\nsha256 = \"{digest}\"\n{more}\n"))
-        .collect();
-    let installation = lake::installation_with(&tokens, &[]).await;
+    let installation = with_tokens().await;
     let service = Service::start(&installation).await;
     for target in ROUTES {
         let of_a_table = target != "/v1/tables";
@@ -351,11 +378,120 @@ async fn each_role_sees_what_it_may_and_nobody_else_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn operators_do_what_readers_only_look_at_and_for_their_own_tables() {
+    let installation = with_tokens().await;
+    let service = Service::start(&installation).await;
+    for (method, target, body, [reader, operator, narrow]) in OPERATING {
+        for (authorization, expected) in [
+            (Some("Bearer reader-token"), reader),
+            (Some("bearer operator-token"), operator),
+            (Some("Bearer admin-token"), operator),
+            (Some("Bearer narrow-token"), narrow),
+            (Some("Bearer old-token"), 401),
+            (Some("Bearer reader"), 401),
+            (Some("operator-token"), 401),
+            (None, 401),
+        ] {
+            let headers: Vec<(&str, &str)> = authorization.into_iter().map(|value| ("authorization", value)).collect();
+            let answer = service.send(method, target, &headers, body).await;
+            assert_eq!(answer.status(), expected, "{target} for {authorization:?}: {}", text(&answer));
+            match expected {
+                401 => assert_eq!(problem(&answer).1, "UNAUTHENTICATED"),
+                403 => assert_eq!(problem(&answer).1, "FORBIDDEN"),
+                404 => assert_eq!(problem(&answer).1, "OPERATION_UNKNOWN"),
+                428 => assert_eq!(problem(&answer).1, "PRECONDITION_REQUIRED"),
+                _ => {}
+            }
+        }
+    }
+    // The answers say as much as the caller may see.
+    let narrow = service.get("/v1/pipelines/app", &[("authorization", "Bearer narrow-token")]).await;
+    let narrow: Value = serde_json::from_slice(&narrow.content()).expect("JSON");
+    assert_eq!((&narrow["name"], &narrow["tables"]), (&json!("app"), &json!([])));
+    let all = service.get("/v1/pipelines/app", &[("authorization", "Bearer reader-token")]).await;
+    let all: Value = serde_json::from_slice(&all.content()).expect("JSON");
+    assert_eq!((&all["tables"][0]["table"], &all["tables"][0]["state"]), (&json!("app.orders"), &json!("copying")));
+    assert_eq!((&all["tables"][0]["code"], &all["paused"]), (&json!("RESYNC_REQUESTED"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelines_are_those_of_the_command_line_without_their_sources() {
+    let installation = anonymous().await;
+    let service = Service::start(&installation).await;
+    installation.ask(&["pause", "--reason=a look"]);
+    let mut shown = service.ask("/v1/pipelines").await;
+    let one = service.ask("/v1/pipelines/app").await;
+    assert_eq!(one, shown["pipelines"][0]);
+    assert_eq!((&one["paused"], &one["state"]), (&json!("a look"), &json!("paused")));
+    shown["pipelines"][0].as_object_mut().expect("an object").remove("paused");
+    // The source of this installation does not answer.
+    assert_eq!(shown, installation.ask(&["status"]));
+    assert_eq!(service.ask("/v1/operations").await, json!({"operations": []}));
+    let anonymous = service.send("POST", "/v1/pipelines/app/resume", &[], "{}").await;
+    assert_eq!(problem(&anonymous), (403, "FORBIDDEN".to_owned()));
+    assert_eq!(service.ask("/v1/pipelines/app").await["paused"], "a look");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_cannot_be_understood_changes_nothing() {
+    let installation = with_tokens().await;
+    let service = Service::start(&installation).await;
+    let operator = [("authorization", "Bearer operator-token")];
+    let before = text(&service.get("/v1/pipelines/app", &operator).await);
+    let long = format!(r#"{{"reason":"{}"}}"#, "x".repeat(1_001));
+    let huge = " ".repeat((1 << 20) + 1);
+    let orders = r#""tables":["app.orders"]"#;
+    for (target, body, status, code) in [
+        ("/v1/pipelines/app/pause", "", 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/pause", "pause", 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/pause", r#"{"reason":" "}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/pause", r#"{"reason":"x","until":"y"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/pause", &long, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/pause", &huge, 413, "BODY_LIMIT"),
+        ("/v1/pipelines/ap/pause", r#"{"reason":"x"}"#, 404, "PIPELINE_UNKNOWN"),
+        ("/v1/pipelines/app/resume", r#"{"reason":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/resync", r#"{"reason":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/resync", r#"{"tables":[],"reason":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/resync", r#"{"tables":["orders"],"reason":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/resync", r#"{"tables":["app.order"],"reason":"x"}"#, 404, "TABLE_UNKNOWN"),
+        ("/v1/rollbacks", r#"{"pipeline":"app"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/rollbacks", r#"{"pipeline":"app","cut":"0/64","tag":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/rollbacks", r#"{"pipeline":"app","snapshot_id":"1"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/rollbacks", r#"{"pipeline":"app","tables":[],"cut":"0/64"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/rollbacks", r#"{"pipeline":"app","cut":"0/64","reason":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/rollbacks", r#"{"pipeline":"ap","cut":"0/64"}"#, 404, "PIPELINE_UNKNOWN"),
+        ("/v1/rollbacks", r#"{"pipeline":"app","cut":"0/1"}"#, 404, "CUT_UNKNOWN"),
+        ("/v1/rollbacks", &format!(r#"{{"pipeline":"app",{orders},"snapshot_id":"1"}}"#), 404, "SNAPSHOT_UNKNOWN"),
+        ("/v1/rollbacks", &format!(r#"{{"pipeline":"app",{orders},"tag":"main"}}"#), 409, "TARGET_IS_HEAD"),
+        ("/v1/operations/none/undo", "{}", 400, "REQUEST_INVALID"),
+        ("/v1/operations/none/replay", r#"{"reason":"x","without":["y"]}"#, 400, "REQUEST_INVALID"),
+        (
+            "/v1/operations/none/replay",
+            r#"{"reason":"x","without_range":{"after":"0/2","up_to":"0/1"}}"#,
+            400,
+            "REQUEST_INVALID",
+        ),
+    ] {
+        let answer = service.send("POST", target, &operator, body).await;
+        assert_eq!(problem(&answer), (status, code.to_owned()), "{target} {}", body.trim());
+    }
+    let looked = service.get("/v1/pipelines/app/pause", &operator).await;
+    assert_eq!(problem(&looked), (405, "METHOD_UNKNOWN".to_owned()));
+    let other = service.get("/v1/operations?pipeline=ap", &operator).await;
+    assert_eq!(problem(&other), (404, "PIPELINE_UNKNOWN".to_owned()));
+    assert_eq!(text(&service.get("/v1/pipelines/app", &operator).await), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_let_in_by_default_and_no_strange_name_by_anonymous_access() {
     let closed = lake::installation_with("[api]\n", &[]).await;
     let service = Service::start(&closed).await;
     for target in ROUTES {
         assert_eq!(problem(&service.get(target, &[]).await), (401, "UNAUTHENTICATED".to_owned()), "{target}");
+    }
+    for (method, target, body, _) in OPERATING {
+        let answer = service.send(method, target, &[], body).await;
+        assert_eq!(problem(&answer), (401, "UNAUTHENTICATED".to_owned()), "{target}");
     }
     let open = anonymous().await;
     let service = Service::start(&open).await;

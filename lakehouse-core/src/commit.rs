@@ -49,8 +49,8 @@ pub use follow::Followed;
 pub(crate) use follow::is_rewrite;
 pub use give_way::GiveWay;
 pub use journal::{
-    CHANGES_MISSED, Exit, Journal, LeaveOut, Mark, OperationMark, ROLLED_BACK, Release, RolledTable, Stage, target_tag,
-    undo_tag,
+    CHANGES_MISSED, Exit, Journal, LeaveOut, Mark, OperationMark, ROLLED_BACK, Release, RequestDigest, RolledTable,
+    Stage, target_tag, undo_tag,
 };
 pub use replace::{Maintainer, Replaced, ReplacedFile, Rewrite};
 pub use restore::Restored;

@@ -198,12 +198,19 @@ impl Diff {
     }
 }
 
-/// How many rows differ between two snapshots, for who only wants to know that.
+/// How many rows differ between two snapshots, for who only wants to know that. `watch` is asked now and then, and may end
+/// it with an error of its own.
 ///
 /// # Errors
 /// As [`Diff::open`] and [`Diff::changes`].
-pub async fn counts(storage: &Storage, table: &LoadedTable, from: i64, to: i64) -> Result<Counts, Problem> {
+pub async fn counts(
+    storage: &Storage,
+    table: &LoadedTable,
+    from: i64,
+    to: i64,
+    watch: impl Fn() -> Result<(), Problem> + Send + 'static,
+) -> Result<Counts, Problem> {
     let diff = Diff::open(storage, table, from, to).await?;
-    let counted = tokio::task::spawn_blocking(move || diff.counts(&|| Ok::<(), Problem>(())));
+    let counted = tokio::task::spawn_blocking(move || diff.counts(&watch));
     counted.await.unwrap_or_else(|error| Err(Problem::retry("PANIC", table.name.to_string(), error.to_string())))
 }

@@ -13,13 +13,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::TableUpdate;
 use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::catalog::LoadedTable;
 use crate::commit::properties::{RESTORED, SOURCE_TABLE, TO, TableState};
 use crate::commit::{
-    Control, Journal, Maintainer, Mark, OperationMark, Restored, RolledTable, Stage, is_overtaken, named_snapshots,
-    recorded_operations, target_tag, undo_tag,
+    Control, Cut, Journal, Maintainer, Mark, OperationMark, RequestDigest, Restored, RolledTable, Stage, is_overtaken,
+    named_snapshots, recorded_operations, target_tag, undo_tag,
 };
 use crate::error::Problem;
 use crate::live::LiveFiles;
@@ -52,17 +51,8 @@ pub async fn plan(
     maintainer: &Maintainer,
     targets: &BTreeMap<TableName, i64>,
 ) -> Result<Plan, Problem> {
-    let pipeline = &control.table().name.name;
-    if let Some(journal) = control.state().journal.as_ref().filter(|journal| journal.stage.is_open()) {
-        return Err(open(pipeline, journal));
-    }
+    check_free(control)?;
     let cut = control.cut()?;
-    // One at a time: the journal has room for one, and whoever undoes needs to know what.
-    if let Some((held, left)) = cut.left.iter().find(|(_, left)| left.is_held()) {
-        let message = format!("{held} is held: {}", left.reason);
-        let remedy = "choose a way out for it first: undo, replay, accept or resync";
-        return Err(Problem::halt("ROLLBACK_OPEN", pipeline, message, remedy));
-    }
     let mut tables = BTreeMap::new();
     for (name, &target) in targets {
         let table = maintainer.load(name, None).await?;
@@ -74,11 +64,7 @@ pub async fn plan(
             let message = "the table is not a mirror whose copy is done";
             return Err(Problem::halt("TABLE_UNKNOWN", subject(), message, "name a mirror; see `lakehouse status`"));
         };
-        if let Some(left) = cut.left.get(source) {
-            let message = format!("the table has left the cut: {}", left.code);
-            let remedy = "undo, replay, accept or resync it first";
-            return Err(Problem::halt("CUT_NOT_REACHED", subject(), message, remedy));
-        }
+        check_in_cut(&cut, &name.to_string(), source)?;
         if position > cut.position || !cut.tables.contains_key(&name.to_string()) {
             let message = format!("the table stands at {position}, the cut at {}", cut.position);
             return Err(Problem::retry("CUT_NOT_REACHED", subject(), message));
@@ -100,22 +86,104 @@ pub async fn plan(
     Ok(Plan { cut: cut.position, tables })
 }
 
-/// Opens the operation that `plan` describes: from here on it ends, whoever ends it. The worker is fenced.
-pub async fn begin(control: &mut Control, plan: Plan, by: &str, reason: &str) -> Result<String, Problem> {
-    let id = Uuid::now_v7().to_string();
+/// One at a time: the journal has room for one, and whoever undoes needs to know what.
+fn check_free(control: &Control) -> Result<(), Problem> {
+    let pipeline = &control.table().name.name;
+    if let Some(journal) = control.state().journal.as_ref().filter(|journal| journal.stage.is_open()) {
+        return Err(open(pipeline, journal));
+    }
+    if let Some((held, left)) = control.cut()?.left.iter().find(|(_, left)| left.is_held()) {
+        let message = format!("{held} is held: {}", left.reason);
+        let remedy = "choose a way out for it first: undo, replay, accept or resync";
+        return Err(Problem::halt("ROLLBACK_OPEN", pipeline, message, remedy));
+    }
+    Ok(())
+}
+
+fn check_in_cut(cut: &Cut, table: &str, source: &str) -> Result<(), Problem> {
+    let Some(left) = cut.left.get(source) else { return Ok(()) };
+    let message = format!("the table has left the cut: {}", left.code);
+    Err(Problem::halt("CUT_NOT_REACHED", table, message, "undo, replay, accept or resync it first"))
+}
+
+/// Looks whether every table still has the head that the person saw (protocol E3). Changes nothing; what moves behind this
+/// look turns the operation back.
+///
+/// # Errors
+/// `TABLE_MOVED`.
+pub async fn check_heads(maintainer: &Maintainer, plan: &Plan) -> Result<(), Problem> {
+    for (name, seen) in &plan.tables {
+        let head = maintainer.load(&name.parse()?, None).await?.snapshot_id().map(|id| id.to_string());
+        if head.as_ref() != Some(&seen.head) {
+            let head = head.unwrap_or_else(|| "gone".to_owned());
+            let message = format!("its head is {head}, the plan was made on {}; nothing was changed", seen.head);
+            let remedy = "look again, and roll back; pause the pipeline first if the table never rests";
+            return Err(Problem::halt("TABLE_MOVED", name, message, remedy));
+        }
+    }
+    Ok(())
+}
+
+/// Who begins an operation, and why.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The operation's id: a new one, and the same however often its begin is tried.
+    pub id: String,
+    pub by: String,
+    pub reason: String,
+    /// Of a program that may ask again.
+    pub request: Option<RequestDigest>,
+}
+
+/// Opens the operation that `plan` describes: from here on it ends, whoever ends it. The worker is fenced. Asked again by
+/// the same id or the same request, it is the operation that was begun first.
+///
+/// # Errors
+/// `ROLLBACK_OPEN` and `CUT_NOT_REACHED` as [`plan`]: others may have been quicker since; `IDEMPOTENCY_REUSED`.
+pub async fn begin(control: &mut Control, plan: &Plan, asked: &Asked) -> Result<Journal, Problem> {
+    let known = recorded_operations(control.table()).into_iter().find(|journal| journal.id == asked.id);
+    let first = asked.request.as_ref().map(|request| repeated(control.table(), request)).transpose()?;
+    if let Some(begun) = known.or(first.flatten()) {
+        return Ok(begun);
+    }
+    check_free(control)?;
+    let cut = control.cut()?;
+    for (name, table) in &plan.tables {
+        check_in_cut(&cut, name, &table.source)?;
+    }
     let journal = Journal {
-        id: id.clone(),
+        id: asked.id.clone(),
         stage: Stage::Forward,
         turned: None,
         epoch: 0,
-        by: by.to_owned(),
-        reason: reason.to_owned(),
+        by: asked.by.clone(),
+        reason: asked.reason.clone(),
         begun_at: chrono::Utc::now().timestamp_millis(),
-        tables: plan.tables,
+        request: asked.request.clone(),
+        tables: plan.tables.clone(),
     };
-    control.open_journal(journal).await?;
-    info!(operation = id, "rollback is begun");
-    Ok(id)
+    control.open_journal(journal.clone()).await?;
+    info!(operation = asked.id, "rollback is begun");
+    Ok(Journal { epoch: control.state().epoch, ..journal })
+}
+
+/// The operation that this request has begun, as long as the control table knows it: the last one always (requirement R-9).
+///
+/// # Errors
+/// `IDEMPOTENCY_REUSED` where the key has come with another request.
+pub fn repeated(control: &LoadedTable, request: &RequestDigest) -> Result<Option<Journal>, Problem> {
+    for journal in recorded_operations(control) {
+        match &journal.request {
+            Some(first) if first == request => return Ok(Some(journal)),
+            Some(first) if first.key == request.key => {
+                let message = "this key has begun the operation with another request";
+                let remedy = "take a new key for each request, and the same one only to repeat it unchanged";
+                return Err(Problem::halt("IDEMPOTENCY_REUSED", journal.id, message, remedy));
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Turns an open operation back, or begins to undo a finished one whose tables are held (protocol E7 e).

@@ -21,12 +21,13 @@ use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::properties::{POSITION, TableState};
 use lakehouse_core::commit::{
-    CONTROL_NAMESPACE, Control, ControlState, Exit, GiveWay, Maintainer, Release, Stage, recorded_operations,
+    CONTROL_NAMESPACE, Control, ControlState, Exit, GiveWay, Journal, Maintainer, Release, RequestDigest, Stage,
+    recorded_operations,
 };
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
-use lakehouse_core::rollback;
+use lakehouse_core::rollback::{self, Asked};
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
 use testkit::tier;
@@ -206,7 +207,9 @@ impl Operator {
             return Ok(());
         }
         let plan = rollback::plan(&control, maintainer, &targets).await?;
-        rollback::begin(&mut control, plan, "test", "race").await?;
+        let id = format!("{:032x}", rng.u128(..));
+        let asked = Asked { id, by: "test".to_owned(), reason: "race".to_owned(), request: None };
+        rollback::begin(&mut control, &plan, &asked).await?;
         note(&self.count.begun);
         let journal = rollback::run(&mut control, maintainer).await?;
         match journal.map(|journal| journal.stage) {
@@ -370,4 +373,60 @@ fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
     );
     let few = usize::try_from(seeds / 10).expect("a number of histories");
     assert!([begun, rolled_back, turned_back, released, died].iter().all(|counter| told(counter) >= few));
+}
+
+#[test]
+fn a_request_that_is_repeated_begins_one_operation() {
+    block_on(async {
+        let mut database = Database::new(vec![Table::new("public.first", Identity::Key).with_history()]);
+        database.transaction(|tx| tx.insert(0, plain(1, "copied", 1)));
+        database.copy_here();
+        database.transaction(|tx| tx.insert(0, plain(2, "new", 2)));
+        let world = World::new(database.done());
+        world.incarnation(&Worker::plain(0), &Arc::default()).await.expect("a life");
+
+        let (catalog, storage) = (Arc::clone(&world.catalog), world.storage.clone());
+        let maintainer = Maintainer { catalog, storage, give_way: GiveWay::default(), planted: Planted::none() };
+        let open = async || {
+            let control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await;
+            control.expect("a control table")
+        };
+        let name = TableName::new("lake", "first");
+        let table = world.catalog.load(&name, None).await.expect("a catalog").expect("a mirror");
+        let copied = in_order(&table).into_iter().find(|snapshot| {
+            let id = snapshot.snapshot_id();
+            table.snapshot_id() != Some(id) && rollback::rows_position(&table, id).is_some()
+        });
+        let targets = BTreeMap::from([(name, copied.expect("the copy's end").snapshot_id())]);
+        let plan = rollback::plan(&open().await, &maintainer, &targets).await.expect("a plan");
+
+        let request = |key: &str, content: &str| RequestDigest { key: key.to_owned(), content: content.to_owned() };
+        let asked = |id: &str, request: Option<RequestDigest>| Asked {
+            id: id.to_owned(),
+            by: "test".to_owned(),
+            reason: "repeated".to_owned(),
+            request,
+        };
+        let begin = async |asked: Asked| rollback::begin(&mut open().await, &plan, &asked).await;
+        let code = |begun: Result<Journal, Problem>| begun.map_or_else(|problem| problem.code, |_| "");
+
+        let first = begin(asked("one", Some(request("k", "c")))).await.expect("begun");
+        assert_eq!((first.id.as_str(), first.stage), ("one", Stage::Forward));
+        // Its answer was lost: asked for anew, or tried again by who holds its id.
+        assert_eq!(begin(asked("two", Some(request("k", "c")))).await.expect("the first one"), first);
+        assert_eq!(begin(asked("one", None)).await.expect("the first one"), first);
+        assert_eq!(code(begin(asked("two", Some(request("k", "other")))).await), "IDEMPOTENCY_REUSED");
+        assert_eq!(code(begin(asked("two", Some(request("l", "c")))).await), "ROLLBACK_OPEN");
+        assert_eq!(code(begin(asked("two", None)).await), "ROLLBACK_OPEN");
+
+        rollback::check_heads(&maintainer, &plan).await.expect("no table was touched yet");
+        let done = rollback::finish(PIPELINE, &maintainer, "one").await.expect("its end");
+        assert_eq!(done.stage, Stage::RolledBack);
+        let moved = rollback::check_heads(&maintainer, &plan).await.expect_err("another head");
+        assert_eq!((moved.code, moved.reaction), ("TABLE_MOVED", Reaction::Halt));
+        // Also behind its end, with the request as it was begun; and a held table is in the way of others.
+        let known = rollback::repeated(open().await.table(), &request("k", "c")).expect("no other content");
+        assert_eq!(known.map(|journal| (journal.id, journal.stage)), Some(("one".to_owned(), Stage::RolledBack)));
+        assert_eq!(code(begin(asked("two", Some(request("l", "c")))).await), "ROLLBACK_OPEN");
+    });
 }

@@ -62,6 +62,12 @@ impl Scope {
         Self(vec!["*.*".to_owned()])
     }
 
+    /// Every table that a namespace has or will have.
+    pub(crate) fn holds_all_of(&self, namespace: &str) -> bool {
+        let mut patterns = self.0.iter().filter_map(|pattern| pattern.split_once('.'));
+        patterns.any(|(of, name)| name == "*" && (of == "*" || of == namespace))
+    }
+
     pub(crate) fn holds(&self, table: &TableName) -> bool {
         let fits = |pattern: &str, name: &str| pattern == "*" || pattern == name;
         self.0
@@ -151,7 +157,11 @@ mod tests {
         {
             assert_eq!(scope.holds(&TableName::new(namespace, name)), held, "{namespace}.{name}");
         }
+        for (namespace, held) in [("app", true), ("shop", false), ("ap", false)] {
+            assert_eq!(scope.holds_all_of(namespace), held, "{namespace}");
+        }
         assert!(Scope::everything().holds(&TableName::new("a", "b")));
+        assert!(Scope::everything().holds_all_of("a") && !Scope(vec!["*.a".to_owned()]).holds_all_of("a"));
         assert!(!Scope(Vec::new()).holds(&TableName::new("a", "b")));
     }
 

@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
-use super::Shared;
 use super::problem::HttpProblem;
-use crate::config::{ApiConfig, Role, Scope, TokenConfig};
+use super::{Service, Shared};
+use crate::config::{ApiConfig, PipelineConfig, Role, Scope, TokenConfig};
 
 /// Who is calling.
 #[derive(Clone, Debug)]
@@ -59,8 +59,7 @@ impl Guard {
     /// is there or not.
     fn admit(&self, params: &RawPathParams, path: &str, headers: &HeaderMap) -> Result<Principal, HttpProblem> {
         let refused = |status: StatusCode, detail: &str, why: &str, name: &str| {
-            warn!(path, principal = name, why, "a call is refused");
-            self.service.metrics.refused(why);
+            self.service.refused(path, name, why);
             let code = if status == StatusCode::UNAUTHORIZED { "UNAUTHENTICATED" } else { "FORBIDDEN" };
             HttpProblem::new(status, code, detail)
         };
@@ -78,6 +77,50 @@ impl Guard {
             return Err(refused(StatusCode::FORBIDDEN, "the token is not for this table", "table", &principal.name));
         }
         Ok(principal)
+    }
+}
+
+/// Tables that an address does not name.
+impl Service {
+    /// # Errors
+    /// `FORBIDDEN` where the token is not for one of these tables, whether it is there or not.
+    pub(super) fn check_scope(&self, principal: &Principal, tables: &[TableName]) -> Result<(), HttpProblem> {
+        match tables.iter().find(|table| !principal.may_see(table)) {
+            None => Ok(()),
+            Some(table) => Err(self.beyond_scope(principal, &table.to_string(), "the token is not for this table")),
+        }
+    }
+
+    /// # Errors
+    /// `FORBIDDEN` where the token is not for every table of the pipeline; of one that has none yet, for its namespace.
+    pub(super) async fn check_scope_of_all(
+        &self,
+        principal: &Principal,
+        pipeline: &str,
+        config: &PipelineConfig,
+    ) -> Result<(), HttpProblem> {
+        if principal.tables.holds_all_of(&config.namespace) {
+            return Ok(());
+        }
+        let cut = self.lake.control(pipeline).await?.and_then(|(control, _)| control.cut);
+        let tables = match cut {
+            Some(cut) => self.lake.captured(&config.namespace, &cut.source).await?,
+            None => Vec::new(),
+        };
+        if !tables.is_empty() && tables.iter().all(|table| principal.may_see(&table.name)) {
+            return Ok(());
+        }
+        Err(self.beyond_scope(principal, pipeline, "the token is not for all tables of the pipeline"))
+    }
+
+    pub(super) fn beyond_scope(&self, principal: &Principal, subject: &str, detail: &str) -> HttpProblem {
+        self.refused(subject, &principal.name, "table");
+        HttpProblem::new(StatusCode::FORBIDDEN, "FORBIDDEN", detail)
+    }
+
+    fn refused(&self, subject: &str, principal: &str, why: &str) {
+        warn!(subject, principal, why, "a call is refused");
+        self.metrics.refused(why);
     }
 }
 

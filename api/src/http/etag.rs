@@ -7,6 +7,7 @@ use lakehouse_core::catalog::LoadedTable;
 use sha2::{Digest, Sha256};
 
 /// The tag of an answer that the parts decide.
+#[derive(Clone, Debug)]
 pub(super) struct Etag(String);
 
 impl Etag {
@@ -25,6 +26,17 @@ impl Etag {
         Self(format!("\"{digits}\""))
     }
 
+    /// With its quotes, as headers have it.
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `If-Match` means this tag. Not by `*` or a weak one (RFC 9110 section 13.1.1): who changes something names what
+    /// they have seen.
+    pub(super) fn is_among(&self, if_match: &str) -> bool {
+        if_match.split(',').any(|tag| tag.trim() == self.0)
+    }
+
     /// The answer that the client has already, if it says so.
     pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
         let known = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -39,5 +51,26 @@ impl Etag {
         // To be asked for again each time, and kept by nobody in between.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_strong_tag_itself_is_meant() {
+        let tag = Etag::of(&["a"]);
+        let text = tag.text().to_owned();
+        for (header, meant) in [
+            (text.clone(), true),
+            (format!("\"x\", {text}"), true),
+            (format!("W/{text}"), false),
+            ("*".to_owned(), false),
+            (text.trim_matches('"').to_owned(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(tag.is_among(&header), meant, "{header}");
+        }
     }
 }

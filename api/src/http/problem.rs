@@ -46,6 +46,15 @@ impl HttpProblem {
         Self::new(StatusCode::BAD_REQUEST, "REQUEST_INVALID", detail)
     }
 
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The same, where its place in a request gives it another status than its code does.
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+
     pub(super) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
@@ -79,11 +88,16 @@ const RETRY_SECONDS: u64 = 5;
 impl From<Failure> for HttpProblem {
     fn from(Failure { problem, .. }: Failure) -> Self {
         let status = match problem.code {
-            "TABLE_UNKNOWN" | "TABLE_NAME" | "SNAPSHOT_UNKNOWN" | "TAG_UNKNOWN" | "CUT_UNKNOWN" => {
-                StatusCode::NOT_FOUND
-            }
+            "TABLE_UNKNOWN" | "TABLE_NAME" | "SNAPSHOT_UNKNOWN" | "TAG_UNKNOWN" | "CUT_UNKNOWN"
+            | "PIPELINE_UNKNOWN" | "OPERATION_UNKNOWN" => StatusCode::NOT_FOUND,
             "SNAPSHOT_EXPIRED" => StatusCode::GONE,
             "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ROWS_LIMIT" => StatusCode::BAD_REQUEST,
+            // The request is right, and what stands in the lake is in its way.
+            "NO_CUT" | "ROLLBACK_OPEN" | "CUT_NOT_REACHED" | "TARGET_IS_HEAD" | "TARGET_INCOMPLETE" | "NOT_OPEN"
+            | "NOT_HELD" | "REPLAY_IMPOSSIBLE" | "CHANGES_MISSED" => StatusCode::CONFLICT,
+            // Not what somebody has looked at; of one commit that others outran, time heals it.
+            "TABLE_MOVED" if problem.reaction == Reaction::Halt => StatusCode::PRECONDITION_FAILED,
+            "IDEMPOTENCY_REUSED" => StatusCode::UNPROCESSABLE_ENTITY,
             _ if problem.reaction == Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -181,4 +195,28 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("an id is ASCII"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_has_its_status_and_what_time_heals_another() {
+        let halt = |code| HttpProblem::from(Problem::halt(code, "app.t", "it is so", "do this"));
+        for (code, status) in [
+            ("PIPELINE_UNKNOWN", 404),
+            ("OPERATION_UNKNOWN", 404),
+            ("ROLLBACK_OPEN", 409),
+            ("NOT_HELD", 409),
+            ("TABLE_MOVED", 412),
+            ("IDEMPOTENCY_REUSED", 422),
+            ("PROPERTY_DAMAGED", 500),
+        ] {
+            assert_eq!(halt(code).status.as_u16(), status, "{code}");
+        }
+        assert_eq!(halt("NOT_HELD").detail, "app.t: it is so; do this");
+        let retry = |code| HttpProblem::from(Problem::retry(code, "app.t", "it is so")).status.as_u16();
+        assert_eq!(["ROLLBACK_OPEN", "TABLE_MOVED", "FENCED"].map(retry), [409, 503, 503]);
+    }
 }

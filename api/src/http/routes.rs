@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use super::auth::{self, Guard};
-use super::{Shared, diff, metrics, problem, rows, tables};
+use super::body::BODY_BYTES;
+use super::{Shared, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables};
 use crate::config::Role;
 
 /// How long an answer without rows may take (S6); one with rows has the time of a scan.
@@ -31,11 +32,33 @@ pub(super) fn api(service: &Shared) -> Router {
         .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
         .route("/v1/tables/{namespace}/{table}/refs", guarded(Role::Reader, get(tables::references)))
         .route("/v1/tables/{namespace}/{table}/health", guarded(Role::Reader, get(tables::health)))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, ANSWER_TIME));
+        .route("/v1/pipelines", guarded(Role::Reader, get(pipelines::list)))
+        .route("/v1/pipelines/{pipeline}", guarded(Role::Reader, get(pipelines::show)))
+        .route("/v1/operations", guarded(Role::Reader, get(operations::list)))
+        .route("/v1/operations/{id}", guarded(Role::Reader, get(operations::show)));
+    let operating = Router::new()
+        .route("/v1/pipelines/{pipeline}/pause", guarded(Role::Operator, post(pipelines::pause)))
+        .route("/v1/pipelines/{pipeline}/resume", guarded(Role::Operator, post(pipelines::resume)))
+        .route("/v1/pipelines/{pipeline}/resync", guarded(Role::Operator, post(pipelines::resync)))
+        .route("/v1/rollbacks/{id}/confirm", guarded(Role::Operator, post(rollbacks::confirm)))
+        .route("/v1/operations/{id}/undo", guarded(Role::Operator, post(operations::undo)))
+        .route("/v1/operations/{id}/abort", guarded(Role::Operator, post(operations::abort)))
+        .route("/v1/operations/{id}/accept", guarded(Role::Operator, post(operations::accept)))
+        .route("/v1/operations/{id}/replay", guarded(Role::Operator, post(operations::replay)));
+    let quick = about.merge(operating).layer(within_time(ANSWER_TIME));
+    // Its answer has no rows, but it reads them.
+    let planning = Router::new()
+        .route("/v1/rollbacks", guarded(Role::Operator, post(rollbacks::preview)))
+        .layer(within_time(service.api.scan_time.0));
     let with_rows = Router::new()
         .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))
         .route("/v1/tables/{namespace}/{table}/diff", guarded(Role::Reader, get(diff::get)));
-    within(about.merge(with_rows).merge(probes()), service)
+    let all = quick.merge(planning).merge(with_rows).layer(DefaultBodyLimit::max(BODY_BYTES));
+    within(all.merge(probes()), service)
+}
+
+fn within_time(time: Duration) -> TimeoutLayer {
+    TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, time)
 }
 
 /// For the port of its own.

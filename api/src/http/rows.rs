@@ -52,22 +52,7 @@ pub(super) struct Wish {
 
 impl Wish {
     fn point(&self) -> Result<Point, HttpProblem> {
-        let as_of = self.as_of.as_deref().map(parse_time).transpose();
-        let as_of = as_of.map_err(|error| HttpProblem::invalid(format!("as_of: {error}")))?;
-        let cut = self.cut.as_deref().map(str::parse).transpose();
-        let cut = cut.map_err(|_| HttpProblem::invalid("cut: write a position as status shows it"))?;
-        let points = [
-            self.snapshot_id.map(Point::Snapshot),
-            as_of.map(Point::AsOf),
-            self.tag.clone().map(Point::Tag),
-            cut.map(Point::Cut),
-        ];
-        let mut points = points.into_iter().flatten();
-        match (points.next(), points.next()) {
-            (None, _) => Ok(Point::Newest),
-            (Some(point), None) => Ok(point),
-            (Some(_), Some(_)) => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
-        }
+        point(self.snapshot_id, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())
     }
 
     fn filter(&self) -> Result<Option<Where>, HttpProblem> {
@@ -78,6 +63,27 @@ impl Wish {
 
     fn columns(&self) -> Vec<String> {
         self.select.iter().flat_map(|select| select.split(',')).map(str::to_owned).collect()
+    }
+}
+
+/// The point that a request names; the newest, if it names none.
+pub(super) fn point(
+    snapshot_id: Option<i64>,
+    as_of: Option<&str>,
+    tag: Option<&str>,
+    cut: Option<&str>,
+) -> Result<Point, HttpProblem> {
+    let as_of = as_of.map(parse_time).transpose();
+    let as_of = as_of.map_err(|error| HttpProblem::invalid(format!("as_of: {error}")))?;
+    let cut = cut.map(str::parse).transpose();
+    let cut = cut.map_err(|_| HttpProblem::invalid("cut: write a position as status shows it"))?;
+    let tag = tag.map(|tag| Point::Tag(tag.to_owned()));
+    let points = [snapshot_id.map(Point::Snapshot), as_of.map(Point::AsOf), tag, cut.map(Point::Cut)];
+    let mut points = points.into_iter().flatten();
+    match (points.next(), points.next()) {
+        (None, _) => Ok(Point::Newest),
+        (Some(point), None) => Ok(point),
+        (Some(_), Some(_)) => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
     }
 }
 

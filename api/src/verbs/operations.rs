@@ -1,12 +1,13 @@
 //! `operations`: what people have done to a pipeline's tables, newest last.
 
-use lakehouse_core::commit::{Journal, recorded_operations};
+use lakehouse_core::commit::Journal;
 
 use super::Context;
 use crate::answer;
 use crate::cli::Operations;
 use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
+use crate::operate::operations::{find, known};
 
 pub(super) async fn run(context: &Context, arguments: &Operations) -> Result<Exit, Failure> {
     let (name, _) = context.config.choose_one(arguments.pipeline.as_deref())?;
@@ -33,20 +34,4 @@ pub(super) async fn run(context: &Context, arguments: &Operations) -> Result<Exi
     let rows: Vec<_> = known.iter().map(row).collect();
     answer::table(["OPERATION", "BEGUN", "STAGE", "BY", "TABLES", "REASON"], &rows)?;
     Ok(Exit::Done)
-}
-
-/// Oldest first; none before the pipeline's first start.
-async fn known(lake: &Lake, pipeline: &str) -> Result<Vec<Journal>, Failure> {
-    Ok(lake.control(pipeline).await?.map(|(_, table)| recorded_operations(&table)).unwrap_or_default())
-}
-
-/// # Errors
-/// `OPERATION_UNKNOWN`, with those that are known.
-pub(super) async fn find(lake: &Lake, pipeline: &str, id: &str) -> Result<Journal, Failure> {
-    let known = known(lake, pipeline).await?;
-    known.iter().find(|journal| journal.id == id).cloned().ok_or_else(|| {
-        let ids: Vec<&str> = known.iter().map(|journal| journal.id.as_str()).collect();
-        let remedy = format!("known are: {}", if ids.is_empty() { "none".to_owned() } else { ids.join(", ") });
-        Failure::failed("OPERATION_UNKNOWN", id, "the pipeline knows no such operation", remedy)
-    })
 }

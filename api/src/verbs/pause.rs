@@ -1,29 +1,28 @@
 //! `pause` and `resume`: a pipeline stands still, and goes on from its cut. Nothing is lost meanwhile; the source holds
 //! what it has not been told to forget.
 
-use lakehouse_core::commit::Control;
 use serde_json::json;
 
 use super::Context;
-use super::control::on_control;
 use crate::answer;
 use crate::cli::{Pause, Resume};
 use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
+use crate::operate;
 
 pub(super) async fn pause(context: &Context, arguments: &Pause) -> Result<Exit, Failure> {
-    set(context, arguments.pipeline.as_deref(), Some(arguments.reason.clone())).await
+    set(context, arguments.pipeline.as_deref(), Some(&arguments.reason)).await
 }
 
 pub(super) async fn resume(context: &Context, arguments: &Resume) -> Result<Exit, Failure> {
     set(context, arguments.pipeline.as_deref(), None).await
 }
 
-async fn set(context: &Context, pipeline: Option<&str>, reason: Option<String>) -> Result<Exit, Failure> {
+async fn set(context: &Context, pipeline: Option<&str>, reason: Option<&str>) -> Result<Exit, Failure> {
     let (name, _) = context.config.choose_one(pipeline)?;
     let lake = Lake::open(&context.config).await?;
     let paused = reason.is_some();
-    on_control(&lake, name, async |control: &mut Control| control.pause(reason.clone()).await).await?;
+    operate::pause::set(&lake, name, reason).await?;
     match (context.json, paused) {
         (true, _) => answer::json(&json!({"pipeline": name, "paused": paused}))?,
         (false, true) => answer::line(&format!(

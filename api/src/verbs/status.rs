@@ -8,7 +8,8 @@ use chrono::Utc;
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, RESYNC_REQUESTED, properties};
 use lakehouse_core::position::Position;
-use serde::Serialize;
+use lakehouse_core::schema::TableName;
+use serde::{Serialize, Serializer};
 use tracing::warn;
 
 use super::Context;
@@ -24,8 +25,9 @@ struct Answer {
     pipelines: Vec<Pipeline>,
 }
 
+/// How one stands.
 #[derive(Serialize)]
-struct Pipeline {
+pub(crate) struct Pipeline {
     name: String,
     source: &'static str,
     state: State,
@@ -36,7 +38,10 @@ struct Pipeline {
     lag_seconds: Option<f64>,
     lag_bytes: Option<u64>,
     cut: Option<CutAnswer>,
-    tables: Vec<Table>,
+    pub(crate) tables: Vec<Table>,
+    /// Why a person lets it stand still.
+    #[serde(skip)]
+    pub(crate) paused: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -46,9 +51,10 @@ struct CutAnswer {
 }
 
 #[derive(Serialize)]
-struct Table {
+pub(crate) struct Table {
     source: Option<String>,
-    table: String,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) table: TableName,
     state: State,
     code: Option<String>,
     rows: Option<u64>,
@@ -95,7 +101,9 @@ pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Fa
     let lake = Lake::open_if_there(&context.config).await?;
     let mut pipelines = Vec::new();
     for (name, config) in chosen {
-        pipelines.push(pipeline(lake.as_ref(), name, config).await?);
+        // The source first: what is durable later only makes the lag look smaller than it is, never larger.
+        let end = end_of_source(name, config).await;
+        pipelines.push(pipeline(lake.as_ref(), name, config, end).await?);
     }
     match context.json {
         true => answer::json(&Answer { pipelines })?,
@@ -104,9 +112,13 @@ pub(super) async fn run(context: &Context, wanted: &[String]) -> Result<Exit, Fa
     Ok(Exit::Done)
 }
 
-async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> Result<Pipeline, Failure> {
-    // The source first: what is durable later only makes the lag look smaller than it is, never larger.
-    let end = end_of_source(name, config).await;
+/// As the lake tells it, and how far it is behind the source's end, where that is known.
+pub(crate) async fn pipeline(
+    lake: Option<&Lake>,
+    name: &str,
+    config: &PipelineConfig,
+    end: Option<End>,
+) -> Result<Pipeline, Failure> {
     let control = match lake {
         Some(lake) => lake.control(name).await?.map(|(control, _)| control).unwrap_or_default(),
         None => ControlState::default(),
@@ -147,6 +159,7 @@ async fn pipeline(lake: Option<&Lake>, name: &str, config: &PipelineConfig) -> R
         lag_bytes,
         cut: control.cut.map(|cut| CutAnswer { position: cut.position, committed_at: answer::time(cut.committed_at) }),
         tables,
+        paused: control.paused,
     })
 }
 
@@ -178,7 +191,7 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut, counts: &Mismatc
     let left = source.and_then(|source| cut.left.get(source));
     Ok(Table {
         source: source.map(str::to_owned),
-        table: table.name.to_string(),
+        table: table.name.clone(),
         state: match (left, state.position, &state.copy) {
             (Some(left), _, _) if left.code == RESYNC_REQUESTED => State::Copying,
             (Some(left), _, _) if left.is_held() || left.code == CHANGES_MISSED => State::PausedDiverged,
@@ -214,6 +227,10 @@ fn state(name: &str, config: &PipelineConfig, cut: Option<&Cut>, tables: &[Table
         Some(WorkerState { state: Phase::Retrying, code, .. }) => (from_lake, code),
         _ => (from_lake, None),
     }
+}
+
+fn as_text<S: Serializer>(name: &TableName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds of a lag are far below 2^52")]
@@ -255,7 +272,7 @@ fn print(pipelines: &[Pipeline]) -> Result<(), Failure> {
 fn print_tables(tables: &[Table]) -> Result<(), Failure> {
     let row = |table: &Table| {
         [
-            table.table.clone(),
+            table.table.to_string(),
             or_dash(table.source.clone()),
             table.state.as_str().to_owned(),
             or_dash(table.code.clone()),

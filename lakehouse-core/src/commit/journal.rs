@@ -43,8 +43,21 @@ pub struct Journal {
     pub reason: String,
     /// Milliseconds since 1970, by the clock of who began it.
     pub begun_at: i64,
+    /// The request that has begun it, of a program that may ask again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestDigest>,
     /// By the mirror's name.
     pub tables: BTreeMap<String, RolledTable>,
+}
+
+/// A request as the journal knows it again when its answer was lost, also after a restart of who answers. Hexadecimal
+/// SHA-256: the journal is in every copy of the control table's metadata, which is no place for what callers send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestDigest {
+    /// Of the caller's name and the key that the caller has chosen.
+    pub key: String,
+    /// Of what was asked for under this key.
+    pub content: String,
 }
 
 /// How far an operation has come. Back never turns forward again (protocol E7 d).
@@ -175,5 +188,38 @@ impl LeaveOut {
     pub fn holds(&self, transaction: Option<i64>, position: Position) -> bool {
         transaction.is_some_and(|transaction| self.transactions.contains(&transaction))
             || self.range.is_some_and(|(after, up_to)| position > after && position <= up_to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal(request: Option<RequestDigest>) -> Journal {
+        Journal {
+            id: "o".to_owned(),
+            stage: Stage::Forward,
+            turned: None,
+            epoch: 3,
+            by: "somebody".to_owned(),
+            reason: "test".to_owned(),
+            begun_at: 1,
+            request,
+            tables: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_journal_of_a_release_that_knew_no_requests_is_still_read() {
+        let old = r#"{"id":"o","stage":"forward","epoch":3,"by":"somebody","reason":"test","begun_at":1,"tables":{}}"#;
+        assert_eq!(serde_json::from_str::<Journal>(old).unwrap(), journal(None));
+        assert_eq!(serde_json::to_string(&journal(None)).unwrap(), old, "and nothing new is written without one");
+    }
+
+    #[test]
+    fn a_request_survives_the_journal() {
+        let request = RequestDigest { key: "k".to_owned(), content: "c".to_owned() };
+        let text = serde_json::to_string(&journal(Some(request.clone()))).unwrap();
+        assert_eq!(serde_json::from_str::<Journal>(&text).unwrap().request, Some(request));
     }
 }

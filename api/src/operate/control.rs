@@ -1,27 +1,33 @@
-//! What an operator's verb changes in a pipeline's control table, while a worker may be writing cuts to it.
+//! What an operator changes in a pipeline's control table, while a worker may be writing cuts to it.
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use lakehouse_core::commit::{Control, is_overtaken};
 use lakehouse_core::error::{Problem, Reaction};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
 
 /// Tries against a worker that is quicker.
 const TRIES: u32 = 8;
 
+/// One change, and what it needs to know. A boxed future: that of a closure with borrows of its own cannot be told to be
+/// `Send`, which a task of the HTTP service needs.
+type Change<C, T> = for<'a> fn(&'a mut Control, &'a C) -> BoxFuture<'a, Result<T, Problem>>;
+
 /// Does one change on the control table as it stands; again, as long as a cut comes in between.
-pub(super) async fn on_control<T>(
+pub(super) async fn on_control<C: Sync, T>(
     lake: &Lake,
     pipeline: &str,
-    mut change: impl AsyncFnMut(&mut Control) -> Result<T, Problem>,
+    known: C,
+    change: Change<C, T>,
 ) -> Result<T, Failure> {
     let mut tries = 0;
     loop {
         let mut control = Control::open(Arc::clone(&lake.catalog), lake.storage.clone(), pipeline).await?;
         tries += 1;
-        match change(&mut control).await {
+        match change(&mut control, &known).await {
             Err(problem) if is_overtaken(&problem) && tries < TRIES => {}
             other => return other.map_err(moved),
         }
@@ -36,7 +42,8 @@ pub(super) fn moved(problem: Problem) -> Failure {
                 Reaction::Retry => "try again; nothing was changed".to_owned(),
                 Reaction::Halt | Reaction::HaltTable => problem.remedy,
             };
-            Failure::moved(problem.code, problem.subject, problem.message, remedy)
+            // With its reaction: over HTTP what time heals is told apart from what somebody has to look at again.
+            Failure { problem: Problem { remedy, ..problem }, exit: Exit::Moved }
         }
         _ => Failure::from(problem),
     }

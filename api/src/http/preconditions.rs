@@ -1,0 +1,101 @@
+//! Headers without which an operation is not begun (RFC 6585 section 3): the state that the caller has seen, and the key
+//! by which the same request is known again when its answer was lost.
+
+use axum::http::{HeaderMap, StatusCode};
+use lakehouse_core::commit::RequestDigest;
+use sha2::{Digest, Sha256};
+
+use super::problem::HttpProblem;
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The longest key, in bytes.
+const KEY_LENGTH: usize = 128;
+
+/// A header's one value.
+///
+/// # Errors
+/// `PRECONDITION_REQUIRED`; `REQUEST_INVALID` where there are several, or it is no visible ASCII.
+pub(super) fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, HttpProblem> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => {
+            let detail = format!("this needs the header {name}");
+            Err(HttpProblem::new(StatusCode::PRECONDITION_REQUIRED, "PRECONDITION_REQUIRED", detail))
+        }
+        (Some(_), Some(_)) => Err(HttpProblem::invalid(format!("{name} stands there more than once"))),
+        (Some(value), None) => {
+            value.to_str().map_err(|_| HttpProblem::invalid(format!("{name} is not written in visible ASCII")))
+        }
+    }
+}
+
+/// # Errors
+/// As [`required`]; `REQUEST_INVALID` unless it is 1 to 128 characters of visible ASCII.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<&str, HttpProblem> {
+    let key = required(headers, IDEMPOTENCY_KEY)?;
+    match (1..=KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(key),
+        false => {
+            let detail =
+                format!("{IDEMPOTENCY_KEY}: write 1 to {KEY_LENGTH} characters of visible ASCII, such as a uuid");
+            Err(HttpProblem::invalid(detail))
+        }
+    }
+}
+
+/// A key is its caller's own: two callers with the same one do not meet.
+pub(super) fn request_digest(caller: &str, key: &str, content: &[&str]) -> RequestDigest {
+    RequestDigest { key: digest(&[caller, key]), content: digest(content) }
+}
+
+fn digest(parts: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part.as_bytes());
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn check(keys: &[&[u8]]) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for key in keys {
+            headers.append(IDEMPOTENCY_KEY, HeaderValue::from_bytes(key).unwrap());
+        }
+        idempotency_key(&headers).ok().map(str::to_owned)
+    }
+
+    #[test]
+    fn a_key_is_visible_ascii_within_bounds() {
+        for good in ["a", "0193e7a0-0000-7000-8000-000000000000", "~!", &"k".repeat(128)] {
+            assert_eq!(check(&[good.as_bytes()]).as_deref(), Some(good));
+        }
+        for wrong in [&b""[..], b"a b", b"a\tb", "ké".as_bytes(), &[b'k'; 129]] {
+            assert_eq!(check(&[wrong]), None, "{wrong:?}");
+        }
+        assert_eq!(check(&[]), None);
+        assert_eq!(check(&[b"a", b"b"]), None, "which of them?");
+    }
+
+    #[test]
+    fn requests_differ_in_every_part() {
+        let digests = [
+            request_digest("a", "k", &["plan", "why"]),
+            request_digest("b", "k", &["plan", "why"]),
+            request_digest("a", "l", &["plan", "why"]),
+            request_digest("a", "k", &["plan", "whyever"]),
+            request_digest("ak", "", &["planwhy", ""]),
+        ];
+        assert_eq!(digests[0], request_digest("a", "k", &["plan", "why"]));
+        for other in &digests[1..] {
+            assert_ne!(&digests[0], other);
+        }
+        assert_eq!((digests[0].key.len(), &digests[0].key), (64, &digests[3].key));
+    }
+}

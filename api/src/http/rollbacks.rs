@@ -1,0 +1,210 @@
+//! A rollback in two steps: a plan is shown and kept (`plans.rs`), and then it is confirmed, on exactly what was shown.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use chrono::Utc;
+use lakehouse_core::commit::{Journal, RequestDigest};
+use lakehouse_core::rollback::{self, Asked};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::auth::Principal;
+use super::body::{Body, Id, Name, Reason, Why, named};
+use super::noted::noted;
+use super::operations::Operation;
+use super::plans::{KeptPlan, PLAN_TIME, Plans};
+use super::preconditions::{idempotency_key, request_digest, required};
+use super::problem::HttpProblem;
+use super::rows::point;
+use super::{Service, Shared};
+use crate::answer;
+use crate::lake::Point;
+use crate::operate::rollback::{Preview, PreviewedTable, begin, mirrors};
+
+/// What is to go back, and where to: exactly one of the last four.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    pipeline: String,
+    /// All mirrors of the pipeline, where it is left out.
+    tables: Option<Vec<Name>>,
+    snapshot_id: Option<Id>,
+    as_of: Option<String>,
+    tag: Option<String>,
+    cut: Option<String>,
+}
+
+impl Wanted {
+    fn point(&self) -> Result<Point, HttpProblem> {
+        let snapshot = self.snapshot_id.map(|id| id.0);
+        match point(snapshot, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())? {
+            Point::Newest => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
+            Point::Snapshot(_) | Point::Tag(_) if self.tables.is_none() => {
+                Err(HttpProblem::invalid("a snapshot or tag is one table's: name tables, or give cut or as_of"))
+            }
+            point => Ok(point),
+        }
+    }
+}
+
+/// Reads differences, so it is a scan, and ends when its client leaves.
+pub(super) async fn preview(
+    State(service): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    Body(wanted): Body<Wanted>,
+) -> Result<Response, HttpProblem> {
+    let point = wanted.point()?;
+    let names = named(wanted.tables)?;
+    let pipeline = &wanted.pipeline;
+    let config = service.config.pipeline(pipeline)?;
+    match names.is_empty() {
+        true => service.check_scope_of_all(&principal, pipeline, config).await?,
+        false => service.check_scope(&principal, &names)?,
+    }
+    let _permit = service.scan_permit()?;
+    let _counted = service.metrics.scan();
+    let tables = mirrors(&service.lake, pipeline, config, &names).await?;
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let preview = Preview::of(&service.lake, &service.config, pipeline, &tables, &point, &stop).await;
+    // A target that has expired is no address of this request, but the state that is in its way.
+    let preview = preview.map_err(|failure| match failure.problem.code {
+        "SNAPSHOT_EXPIRED" => HttpProblem::from(failure).with_status(StatusCode::CONFLICT),
+        _ => failure.into(),
+    })?;
+    let now = Instant::now();
+    let id = Uuid::now_v7().to_string();
+    let kept = KeptPlan::new(id, principal.name.clone(), pipeline, preview.plan, now);
+    let expires_at = (Utc::now() + PLAN_TIME).timestamp_millis();
+    let tables: Vec<_> = preview.tables.iter().map(PreviewedTable::json).collect();
+    let document = json!({"id": kept.id, "etag": kept.etag.text(), "expires_at": answer::time(expires_at),
+                          "pipeline": pipeline, "cut": kept.plan.cut, "tables": tables});
+    let response = kept.etag.on(Json(document).into_response());
+    service.plans().keep(kept, now);
+    Ok(response)
+}
+
+pub(super) async fn confirm(
+    State(service): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Body(Why { reason: Reason(reason) }): Body<Why>,
+) -> Result<Response, HttpProblem> {
+    let seen = required(&headers, "if-match")?.to_owned();
+    let request = request_digest(&principal.name, idempotency_key(&headers)?, &[&id, &reason]);
+    let confirmation = Confirmation { principal, id, seen, reason, request };
+    let Confirmation { principal, id, reason, .. } = &confirmation;
+    let own = Shared::clone(&service);
+    let opening = {
+        let confirmation = confirmation.clone();
+        async move { own.confirm(&confirmation).await }
+    };
+    let operation = noted(principal, "rollback", id, reason, service.coordinator.run(opening)).await?;
+    Ok(operation.accepted())
+}
+
+#[derive(Clone, Debug)]
+struct Confirmation {
+    principal: Principal,
+    /// The plan's.
+    id: String,
+    /// The tag of what the caller has seen.
+    seen: String,
+    reason: String,
+    request: RequestDigest,
+}
+
+impl Service {
+    /// A repeat comes first: the plan is gone by then, and its tables have moved (requirement R-9).
+    async fn confirm(&self, confirmation: &Confirmation) -> Result<Operation, HttpProblem> {
+        if let Some(begun) = self.repeated(confirmation).await? {
+            return Ok(begun);
+        }
+        match self.begin(confirmation).await {
+            Ok(begun) => Ok(begun),
+            // Or the first one is only just ahead of its repeat.
+            Err(problem) => self.repeated(confirmation).await?.ok_or(problem),
+        }
+    }
+
+    async fn repeated(&self, confirmation: &Confirmation) -> Result<Option<Operation>, HttpProblem> {
+        for pipeline in self.config.pipelines.keys() {
+            let Some((_, control)) = self.lake.control(pipeline).await? else { continue };
+            if let Some(journal) = rollback::repeated(&control, &confirmation.request)? {
+                return self.shown(confirmation, pipeline, journal).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn begin(&self, confirmation: &Confirmation) -> Result<Operation, HttpProblem> {
+        let Confirmation { principal, id, seen, reason, request } = confirmation;
+        let kept = self.plans().find(id, &principal.name, Instant::now());
+        let kept = kept.ok_or_else(|| {
+            let detail = "no such plan of this caller is kept; ask for a new one: POST /v1/rollbacks";
+            HttpProblem::new(StatusCode::NOT_FOUND, "PLAN_UNKNOWN", detail)
+        })?;
+        if !kept.etag.is_among(seen) {
+            let detail = "If-Match is not the tag of this plan; nothing was changed";
+            return Err(HttpProblem::new(StatusCode::PRECONDITION_FAILED, "PLAN_MOVED", detail));
+        }
+        let asked = Asked {
+            id: Uuid::now_v7().to_string(),
+            by: principal.name.to_string(),
+            reason: reason.clone(),
+            request: Some(request.clone()),
+        };
+        let journal = begin(&self.lake, &kept.pipeline, &kept.plan, &asked).await?;
+        self.plans().forget(id);
+        self.shown(confirmation, &kept.pipeline, journal)
+    }
+
+    /// A token's tables may be others than when it began the operation.
+    fn shown(&self, confirmation: &Confirmation, pipeline: &str, journal: Journal) -> Result<Operation, HttpProblem> {
+        let Confirmation { principal, .. } = confirmation;
+        match principal.may_see_all_of(&journal) {
+            true => Ok(Operation::new(pipeline, journal)),
+            false => Err(self.beyond_scope(principal, &journal.id, "the token is not for all tables of the operation")),
+        }
+    }
+
+    fn plans(&self) -> MutexGuard<'_, Plans> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_one_point_is_wanted_and_a_snapshot_is_a_tables_own() {
+        let point = |more: &str| {
+            let text = format!(r#"{{"pipeline":"app"{more}}}"#);
+            serde_json::from_str::<Wanted>(&text).unwrap().point()
+        };
+        assert_eq!(point(r#","cut":"0/C8""#).unwrap(), Point::Cut("0/C8".parse().unwrap()));
+        assert_eq!(point(r#","tables":["app.t"],"snapshot_id":"5""#).unwrap(), Point::Snapshot(5));
+        assert_eq!(point(r#","tables":["app.t"],"tag":"x""#).unwrap(), Point::Tag("x".to_owned()));
+        assert!(matches!(point(r#","as_of":"2026-11-21""#), Ok(Point::AsOf(_))));
+        for wrong in [
+            "",
+            r#","tables":["app.t"]"#,
+            r#","tag":"x""#,
+            r#","snapshot_id":5"#,
+            r#","cut":"0/C8","tag":"x""#,
+            r#","cut":"here""#,
+            r#","as_of":"yesterday""#,
+        ] {
+            assert!(point(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! One table, several, or all of a cut go back by going forward: shown first, done on exactly what was shown, and held
+//! afterwards until there is a way out (`release.rs`, `resync.rs`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use lakehouse_core::catalog::LoadedTable;
+use lakehouse_core::commit::{Control, Journal, RolledTable};
+use lakehouse_core::diff::{self, Counts};
+use lakehouse_core::error::Problem;
+use lakehouse_core::fold::history_begins;
+use lakehouse_core::position::Position;
+use lakehouse_core::rollback::{self, Asked, Plan};
+use lakehouse_core::schema::TableName;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::control::{moved, on_control};
+use crate::config::{Config, PipelineConfig};
+use crate::failure::Failure;
+use crate::lake::{self, Kind, Lake, Point};
+
+/// The mirrors that are named, each once, or all that the pipeline has.
+///
+/// # Errors
+/// `NO_CUT`; `TABLE_UNKNOWN` for what is no mirror of the pipeline.
+pub(crate) async fn mirrors(
+    lake: &Lake,
+    pipeline: &str,
+    config: &PipelineConfig,
+    names: &[TableName],
+) -> Result<Vec<LoadedTable>, Failure> {
+    let cut = super::cut(lake, pipeline).await?;
+    let mut captured = lake.captured(&config.namespace, &cut.source).await?;
+    captured.retain(|table| lake::kind(table) == Kind::Mirror);
+    if names.is_empty() {
+        let remedy = "see `lakehouse tables`";
+        let none = || Failure::failed("TABLE_UNKNOWN", pipeline, "the pipeline has no mirrors", remedy);
+        return if captured.is_empty() { Err(none()) } else { Ok(captured) };
+    }
+    let mut wanted: Vec<LoadedTable> = Vec::new();
+    for name in names {
+        if !wanted.iter().any(|table| table.name == *name) {
+            wanted.push(lake.named(&captured, name, pipeline).await?.clone());
+        }
+    }
+    Ok(wanted)
+}
+
+/// A rollback, and what it would do to the rows.
+pub(crate) struct Preview {
+    pub(crate) plan: Plan,
+    pub(crate) tables: Vec<PreviewedTable>,
+}
+
+impl Preview {
+    /// Of these tables to one point. Reading differences ends early with `stop`.
+    ///
+    /// # Errors
+    /// Of the point, as [`Lake::find`]; of the state, as [`rollback::plan`]; `INTERRUPTED` by `stop`.
+    pub(crate) async fn of(
+        lake: &Lake,
+        config: &Config,
+        pipeline: &str,
+        tables: &[LoadedTable],
+        point: &Point,
+        stop: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        let mut targets = BTreeMap::new();
+        for table in tables {
+            targets.insert(table.name.clone(), lake.find_id(config, table, point).await?);
+        }
+        let control = Control::open(Arc::clone(&lake.catalog), lake.storage.clone(), pipeline).await?;
+        let plan = rollback::plan(&control, &lake.maintainer(), &targets).await.map_err(moved)?;
+        let mut previewed = Vec::new();
+        for table in tables {
+            let rolled = &plan.tables[&table.name.to_string()];
+            previewed.push(PreviewedTable::of(lake, table, rolled, stop).await?);
+        }
+        Ok(Self { plan, tables: previewed })
+    }
+}
+
+/// One table of a plan, as a person sees it.
+pub(crate) struct PreviewedTable {
+    pub(crate) table: TableName,
+    pub(crate) rolled: RolledTable,
+    /// Snapshots between the target and the head, the head included.
+    pub(crate) undone: usize,
+    /// What the rollback does to the rows.
+    pub(crate) changes: Counts,
+    /// Ways out that will be open.
+    pub(crate) exits: Vec<&'static str>,
+}
+
+impl PreviewedTable {
+    async fn of(
+        lake: &Lake,
+        table: &LoadedTable,
+        rolled: &RolledTable,
+        stop: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        let target = rolled.target.parse().ok();
+        let head = table.metadata.current_snapshot();
+        let line = std::iter::successors(head, |snapshot| {
+            snapshot.parent_snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id))
+        });
+        let undone = line.take_while(|snapshot| Some(snapshot.snapshot_id()) != target).count();
+        let history = lake.catalog.load(&table.name.history(), None).await?;
+        let begins = history.as_ref().map(history_begins).transpose()?.flatten();
+        let covered = |from: Option<Position>| begins.zip(from).is_some_and(|(begins, from)| begins <= from);
+        let mut exits = vec!["undo"];
+        exits.extend(covered(rolled.target_position).then_some("replay"));
+        exits.extend(["accept", "resync"]);
+        let changes = match table.snapshot_id().zip(target) {
+            Some((head, target)) => {
+                diff::counts(&lake.storage, table, head, target, interrupted_by(stop, &table.name)).await?
+            }
+            None => Counts::default(),
+        };
+        Ok(Self { table: table.name.clone(), rolled: rolled.clone(), undone, changes, exits })
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let RolledTable { source, head, target, target_position, position } = &self.rolled;
+        json!({"table": self.table.to_string(), "source": source, "head": head, "target": target,
+               "target_position": target_position, "position": position, "snapshots_undone": self.undone,
+               "inserted": self.changes.inserted, "updated": self.changes.updated, "deleted": self.changes.deleted,
+               "exits": self.exits})
+    }
+}
+
+fn interrupted_by(stop: &CancellationToken, table: &TableName) -> impl Fn() -> Result<(), Problem> + Send + use<> {
+    let (stop, table) = (stop.clone(), table.to_string());
+    move || match stop.is_cancelled() {
+        true => Err(Problem::retry("INTERRUPTED", &table, "nobody waits for the plan any more")),
+        false => Ok(()),
+    }
+}
+
+/// Opens the operation, unless a table has moved since it was planned: then nothing is changed.
+///
+/// # Errors
+/// `TABLE_MOVED`; those of [`rollback::begin`].
+pub(crate) async fn begin(lake: &Lake, pipeline: &str, plan: &Plan, asked: &Asked) -> Result<Journal, Failure> {
+    rollback::check_heads(&lake.maintainer(), plan).await.map_err(moved)?;
+    on_control(lake, pipeline, (plan, asked), |control, (plan, asked)| rollback::begin(control, plan, asked).boxed())
+        .await
+}
+
+/// Brings an open operation to its end, whoever has opened it.
+///
+/// # Errors
+/// Those of the catalog and the storage: it stays open for whoever comes next.
+pub(crate) async fn finish(lake: &Lake, pipeline: &str, id: &str) -> Result<Journal, Failure> {
+    Ok(rollback::finish(pipeline, &lake.maintainer(), id).await?)
+}
