@@ -2,7 +2,7 @@
 //! what it has not been told to forget.
 
 use lakehouse_core::commit::Control;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::control::on_control;
@@ -23,7 +23,10 @@ async fn set(context: &Context, pipeline: Option<&str>, reason: Option<String>) 
     let (name, _) = context.config.choose_one(pipeline)?;
     let lake = Lake::open(&context.config).await?;
     let paused = reason.is_some();
-    on_control(&lake, name, async |control: &mut Control| control.pause(reason.clone()).await).await?;
+    let action = if paused { "pause" } else { "resume" };
+    let intent = context.intent(action, name, reason.as_deref(), Value::Null).await?;
+    let ended = on_control(&lake, name, async |control: &mut Control| control.pause(reason.clone()).await).await;
+    intent.outcome(ended, Value::Null).await?;
     match (context.json, paused) {
         (true, _) => answer::json(&json!({"pipeline": name, "paused": paused}))?,
         (false, true) => answer::line(&format!(

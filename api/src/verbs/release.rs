@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use lakehouse_core::commit::{Control, Exit as Way, LeaveOut, Release, Stage};
 use lakehouse_core::rollback;
 use lakehouse_core::schema::TableName;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::confirm::confirm;
-use super::control::on_control;
+use super::control::{heads, on_control};
 use super::operations::find;
 use crate::answer;
 use crate::cli::{OfOperation, Replay};
@@ -18,7 +18,7 @@ use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
 
 /// Back to the rows before the rollback: of an open operation, or of one whose tables are held.
-pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &str) -> Result<Exit, Failure> {
+pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &'static str) -> Result<Exit, Failure> {
     let (name, _) = context.config.choose_one(arguments.pipeline.as_deref())?;
     let lake = Lake::open(&context.config).await?;
     let journal = find(&lake, name, &arguments.operation).await?;
@@ -32,8 +32,15 @@ pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &str)
     }
     confirm(verb, arguments.yes)?;
     let back = async |control: &mut Control| rollback::turn_back(control, &journal.id, &arguments.reason).await;
-    on_control(&lake, name, back).await?;
-    let done = rollback::finish(name, &lake.maintainer(), &journal.id).await?;
+    let detail = json!({"pipeline": name, "stage": journal.stage, "tables": journal.tables});
+    let intent = context.intent(verb, &journal.id, Some(&arguments.reason), detail).await?;
+    let ended = async {
+        on_control(&lake, name, back).await?;
+        Ok(rollback::finish(name, &lake.maintainer(), &journal.id).await?)
+    }
+    .await;
+    let snapshots = heads(&intent, &lake, journal.tables.keys()).await;
+    let done = intent.outcome(ended, json!({"snapshots": snapshots})).await?;
     told(context, name, &done.id, done.tables.keys().cloned().collect(), verb)
 }
 
@@ -92,7 +99,10 @@ async fn release(
         answer::line(&format!("mirrors {what} {}", tables.join(", ")))?;
     }
     confirm(way.as_str(), arguments.yes)?;
-    on_control(&lake, name, async |control: &mut Control| control.release(releases.clone()).await).await?;
+    let detail = json!({"pipeline": name, "tables": tables, "releases": releases});
+    let intent = context.intent(way.as_str(), &journal.id, Some(&arguments.reason), detail).await?;
+    let ended = on_control(&lake, name, async |control: &mut Control| control.release(releases.clone()).await).await;
+    intent.outcome(ended, Value::Null).await?;
     told(context, name, &journal.id, tables, way.as_str())
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{Control, Cut, properties};
 use lakehouse_core::schema::TableName;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::confirm::confirm;
@@ -39,10 +39,12 @@ pub(super) async fn run(context: &Context, arguments: &Resync) -> Result<Exit, F
     }
     confirm("resync", arguments.yes)?;
     let request = async |control: &mut Control| control.request_resync(&wanted, &arguments.reason).await;
-    on_control(&lake, name, request).await?;
+    let tables: Vec<_> = plan.iter().map(Planned::json).collect();
+    let intent = context.intent("resync", name, Some(&arguments.reason), json!({"tables": &tables})).await?;
+    let ended = on_control(&lake, name, request).await;
+    intent.outcome(ended, Value::Null).await?;
     match context.json {
         true => {
-            let tables: Vec<_> = plan.iter().map(Planned::json).collect();
             answer::json(&json!({"pipeline": name, "requested": true, "tables": tables}))?;
         }
         false => answer::line(&format!(

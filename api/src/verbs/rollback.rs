@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::Context;
 use super::confirm::{asker, confirm};
-use super::control::{moved, on_control};
+use super::control::{heads, moved, on_control};
 use crate::answer::{self, or_dash};
 use crate::cli::Rollback;
 use crate::config::PipelineConfig;
@@ -49,19 +49,23 @@ pub(super) async fn run(context: &Context, arguments: &Rollback) -> Result<Exit,
         )
     })?;
     confirm("rollback", arguments.yes)?;
+    let intent =
+        context.intent("rollback", name, Some(reason), json!({"cut": plan.cut, "tables": plan.tables})).await?;
     let begin = async |control: &mut Control| rollback::begin(control, plan.clone(), &asker(), reason).await;
-    let operation = on_control(&lake, name, begin).await?;
-    let journal = rollback::finish(name, &maintainer, &operation).await?;
-    if journal.stage != Stage::RolledBack {
+    let mut operation = None;
+    let ended = async {
+        let id = on_control(&lake, name, begin).await?;
+        let journal = rollback::finish(name, &maintainer, operation.insert(id)).await?;
+        if journal.stage == Stage::RolledBack {
+            return Ok(journal);
+        }
         let why = journal.turned.unwrap_or_default();
         let message = format!("a table is not what the plan was made on: {why}; every table has the rows that it had");
-        return Err(Failure::moved(
-            "TABLE_MOVED",
-            journal.id,
-            message,
-            "pause the pipeline, look again, and roll back",
-        ));
+        Err(Failure::moved("TABLE_MOVED", journal.id, message, "pause the pipeline, look again, and roll back"))
     }
+    .await;
+    let snapshots = heads(&intent, &lake, plan.tables.keys()).await;
+    let journal = intent.outcome(ended, json!({"operation": operation, "snapshots": snapshots})).await?;
     match context.json {
         true => print(context, &plan, &shown, Some(&journal))?,
         false => answer::line(&format!(
