@@ -28,9 +28,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::config::{ApiConfig, Config};
+use crate::audit::{Audit, Via};
+use crate::config::{ApiConfig, Config, Role};
 use crate::failure::Failure;
 use crate::lake::Lake;
 use metrics::Metrics;
@@ -54,6 +55,7 @@ struct Service {
     /// One permit for each read of rows.
     scans: Arc<Semaphore>,
     metrics: Metrics,
+    audit: Audit,
 }
 
 type Shared = Arc<Service>;
@@ -71,8 +73,10 @@ impl Server {
             warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
         }
         let scans = Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1)));
-        let metrics = Metrics::new();
-        let service = Arc::new(Service { config: config.clone(), api: api.clone(), lake, scans, metrics });
+        let audit = Audit::new(config.audit.as_ref(), Via::Http);
+        look_at(&audit, api).await;
+        let metrics = Metrics::new(audit.entries());
+        let service = Arc::new(Service { config: config.clone(), api: api.clone(), lake, scans, metrics, audit });
         let mut listeners = vec![(listen("listen", api.listen).await?, routes::api(&service))];
         if let Some(address) = api.metrics_listen {
             listeners.push((listen("metrics_listen", address).await?, routes::metrics(&service)));
@@ -85,6 +89,22 @@ impl Server {
         let serving = self.listeners.into_iter().map(|(listener, router)| accept(listener, router, stop.clone()));
         futures::future::join_all(serving).await;
         info!("HTTP has stopped");
+    }
+}
+
+/// Tells at the start what the first call would find out. It stops nothing: replication may be in the same process.
+async fn look_at(audit: &Audit, api: &ApiConfig) {
+    if !audit.is_kept() && api.tokens.values().any(|token| token.role > Role::Reader) {
+        warn!("operators have tokens and no audit trail is kept: name a file in [audit]");
+    }
+    if let Err(Failure { problem, .. }) = audit.check().await {
+        error!(
+            code = problem.code,
+            subject = problem.subject,
+            reason = problem.message,
+            remedy = problem.remedy,
+            "calls that need an entry will be refused"
+        );
     }
 }
 

@@ -11,13 +11,18 @@ use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
 use lakehouse_core::schema::TableName;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
 use super::Shared;
-use super::problem::HttpProblem;
+use super::problem::{HttpProblem, RequestId};
+use crate::audit::Act;
 use crate::config::{ApiConfig, Role, Scope, TokenConfig};
+
+/// Characters of an address that the audit trail repeats: whoever is refused has chosen them.
+const SHOWN: usize = 256;
 
 /// Who is calling.
 #[derive(Clone, Debug)]
@@ -31,6 +36,12 @@ pub(super) struct Principal {
 impl Principal {
     pub(super) fn may_see(&self, table: &TableName) -> bool {
         self.tables.holds(table)
+    }
+
+    /// What they ask for, for the audit trail; without a reason, which is only given with a change.
+    pub(super) fn asks(&self, request: RequestId, action: &'static str, subject: String, detail: Value) -> Act {
+        let principal = self.name.to_string();
+        Act { action, principal, subject, request_id: request.0, reason: None, detail }
     }
 }
 
@@ -49,35 +60,79 @@ pub(super) async fn check(
     next: Next,
 ) -> Result<Response, HttpProblem> {
     let params = params.map_err(|_| HttpProblem::invalid("the address is not UTF-8"))?;
-    let principal = guard.admit(&params, request.uri().path(), request.headers())?;
-    request.extensions_mut().insert(principal);
-    Ok(next.run(request).await)
+    let table = table(&params);
+    match guard.admit(table.as_ref(), request.headers()) {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            Ok(next.run(request).await)
+        }
+        Err(refusal) => {
+            let request_id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
+            let path = request.uri().path().to_owned();
+            Err(guard.refused(refusal, table, &path, request_id).await)
+        }
+    }
+}
+
+/// The table that the address names, if it names one.
+fn table(params: &RawPathParams) -> Option<TableName> {
+    let param = |wanted: &str| params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value);
+    Some(TableName::new(param("namespace")?, param("table")?))
+}
+
+/// Why somebody is not let through.
+struct Refusal {
+    status: StatusCode,
+    /// For the client.
+    detail: &'static str,
+    /// In one word, for the log, the metrics and the audit trail.
+    why: &'static str,
+    /// The token's name; empty where nobody is known.
+    name: Arc<str>,
 }
 
 impl Guard {
     /// The caller, their role, and the table that the address names. A table beyond a caller's scope is refused whether it
     /// is there or not.
-    fn admit(&self, params: &RawPathParams, path: &str, headers: &HeaderMap) -> Result<Principal, HttpProblem> {
-        let refused = |status: StatusCode, detail: &str, why: &str, name: &str| {
-            warn!(path, principal = name, why, "a call is refused");
-            self.service.metrics.refused(why);
-            let code = if status == StatusCode::UNAUTHORIZED { "UNAUTHENTICATED" } else { "FORBIDDEN" };
-            HttpProblem::new(status, code, detail)
-        };
+    fn admit(&self, table: Option<&TableName>, headers: &HeaderMap) -> Result<Principal, Refusal> {
         let principal = identify(&self.service.api, headers).map_err(|why| {
             let detail = "this needs a token of [api.auth] in the header Authorization: Bearer …";
-            refused(StatusCode::UNAUTHORIZED, detail, why, "")
+            Refusal { status: StatusCode::UNAUTHORIZED, detail, why, name: "".into() }
         })?;
+        let forbidden = |detail: &'static str, why: &'static str| {
+            Err(Refusal { status: StatusCode::FORBIDDEN, detail, why, name: Arc::clone(&principal.name) })
+        };
         if principal.role < self.role {
-            return Err(refused(StatusCode::FORBIDDEN, "the token's role may not do this", "role", &principal.name));
+            return forbidden("the token's role may not do this", "role");
         }
-        let param = |wanted: &str| params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value);
-        if let (Some(namespace), Some(table)) = (param("namespace"), param("table"))
-            && !principal.may_see(&TableName::new(namespace, table))
-        {
-            return Err(refused(StatusCode::FORBIDDEN, "the token is not for this table", "table", &principal.name));
+        if table.is_some_and(|table| !principal.may_see(table)) {
+            return forbidden("the token is not for this table", "table");
         }
         Ok(principal)
+    }
+
+    /// Tells everybody but the client why.
+    async fn refused(
+        &self,
+        Refusal { status, detail, why, name }: Refusal,
+        table: Option<TableName>,
+        path: &str,
+        RequestId(request_id): RequestId,
+    ) -> HttpProblem {
+        warn!(path, principal = %name, why, "a call is refused");
+        self.service.metrics.refused(why);
+        let shown = |text: &str| text.chars().take(SHOWN).collect::<String>();
+        let act = Act {
+            action: "refused",
+            principal: name.to_string(),
+            subject: table.map(|table| shown(&table.to_string())).unwrap_or_default(),
+            request_id,
+            reason: None,
+            detail: json!({"path": shown(path), "why": why, "status": status.as_u16()}),
+        };
+        self.service.audit.refused(act).await;
+        let code = if status == StatusCode::UNAUTHORIZED { "UNAUTHENTICATED" } else { "FORBIDDEN" };
+        HttpProblem::new(status, code, detail)
     }
 }
 
