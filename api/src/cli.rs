@@ -13,19 +13,8 @@ use crate::config::Span;
 use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 11] = [
-    "adopt",
-    "tag",
-    "protect",
-    "audit",
-    "doctor",
-    "load",
-    "deploy",
-    "openapi",
-    "healthcheck",
-    "quarantine",
-    "explain-batch",
-];
+pub(crate) const LATER: [&str; 10] =
+    ["adopt", "tag", "protect", "doctor", "load", "deploy", "openapi", "healthcheck", "quarantine", "explain-batch"];
 
 /// Copies PostgreSQL into Apache Iceberg tables: exactly once, seconds behind, every commit a point to read at.
 #[derive(Debug, Parser)]
@@ -114,6 +103,9 @@ pub(crate) enum Verb {
     Pause(Pause),
     /// Let a paused pipeline go on.
     Resume(Resume),
+    /// Look at the audit trail: what operators have done, who was refused, which rows were read over HTTP.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Audit(Audit),
     /// Print the completion script of a shell.
     Completions { shell: Shell },
     /// Print the version.
@@ -369,6 +361,31 @@ pub(crate) struct Resume {
     /// The pipeline; may be left out if there is only one.
     #[arg(long, value_name = "P")]
     pub(crate) pipeline: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Check that no line was changed, removed, added or moved; exit code 5 if one was.
+    Verify(AuditVerify),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditVerify {
+    /// The trail, or a copy of it; else the configuration's.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Also: a line has this hash, which an earlier verification printed as the last one.
+    #[arg(long, value_name = "HASH", value_parser = parse_hash)]
+    pub(crate) expect_head: Option<String>,
+    /// Also: there are at least so many entries.
+    #[arg(long, value_name = "N")]
+    pub(crate) expect_at_least: Option<u64>,
+}
+
+/// A SHA-256 as the audit trail writes it.
+fn parse_hash(text: &str) -> Result<String, String> {
+    let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hash { Ok(text.to_ascii_lowercase()) } else { Err("write 64 hexadecimal digits".to_owned()) }
 }
 
 /// RFC 3339, or a date; without a zone it is UTC.

@@ -4,6 +4,7 @@
 //! or of a source. Layers and key names are `config/layers.rs`. Secrets are references until the moment of use.
 
 mod api;
+mod audit;
 mod layers;
 mod maintenance;
 mod secret;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use std::time::Duration;
 
 pub(crate) use self::api::{ApiConfig, Role, Scope, TokenConfig};
+pub(crate) use self::audit::AuditConfig;
 pub(crate) use self::maintenance::{MaintenanceConfig, Owner, Owners, SparkConfig};
 use crate::failure::Failure;
 use crate::nearest::nearest;
@@ -50,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) maintenance: MaintenanceConfig,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) api: Option<ApiConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) audit: Option<AuditConfig>,
 }
 
 /// Which catalog, and what its clients need.
@@ -287,10 +291,11 @@ impl Config {
         }
         let maintenance = self::maintenance::maintenance(&root)?;
         let api = if root.has("api") { Some(self::api::api(&root.section("api")?, &catalog)?) } else { None };
+        let audit = if root.has("audit") { Some(self::audit::audit(&root.section("audit")?)?) } else { None };
         root.finish()?;
         one_worker_per_slot(&root, &pipelines)?;
         managed_jobs_have_a_service(&root, &catalog, &maintenance)?;
-        Ok(Self { catalog, pipelines, maintenance, api })
+        Ok(Self { catalog, pipelines, maintenance, api, audit })
     }
 
     /// A pipeline by name.

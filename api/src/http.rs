@@ -37,9 +37,10 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::config::{ApiConfig, Config};
+use crate::audit::{Audit, Via};
+use crate::config::{ApiConfig, Config, Role};
 use crate::failure::Failure;
 use crate::lake::Lake;
 use coordinator::Coordinator;
@@ -68,6 +69,7 @@ struct Service {
     /// Rollbacks that were shown and not yet confirmed.
     plans: Mutex<Plans>,
     coordinator: Coordinator,
+    audit: Audit,
 }
 
 type Shared = Arc<Service>;
@@ -85,14 +87,17 @@ impl Server {
         if !api.listen.ip().is_loopback() {
             warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
         }
+        let audit = Audit::new(config.audit.as_ref(), Via::Http);
+        look_at(&audit, api).await;
         let service = Arc::new(Service {
             config: config.clone(),
             api: api.clone(),
             coordinator: Coordinator::new(lake.clone()),
             lake,
             scans: Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1))),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(audit.entries()),
             plans: Mutex::default(),
+            audit,
         });
         let mut listeners = vec![(listen("listen", api.listen).await?, routes::api(&service))];
         if let Some(address) = api.metrics_listen {
@@ -107,6 +112,22 @@ impl Server {
         futures::future::join_all(serving).await;
         self.service.coordinator.end(GRACE).await;
         info!("HTTP has stopped");
+    }
+}
+
+/// Tells at the start what the first call would find out. It stops nothing: replication may be in the same process.
+async fn look_at(audit: &Audit, api: &ApiConfig) {
+    if !audit.is_kept() && api.tokens.values().any(|token| token.role > Role::Reader) {
+        warn!("operators have tokens and no audit trail is kept: name a file in [audit]");
+    }
+    if let Err(Failure { problem, .. }) = audit.check().await {
+        error!(
+            code = problem.code,
+            subject = problem.subject,
+            reason = problem.message,
+            remedy = problem.remedy,
+            "calls that need an entry will be refused"
+        );
     }
 }
 

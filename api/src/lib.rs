@@ -4,6 +4,7 @@
 //! Not here: reading, writing and committing tables (`lakehouse-core`), and anything that knows a source.
 
 mod answer;
+mod audit;
 mod cli;
 mod config;
 mod failure;

@@ -10,6 +10,8 @@ pub(crate) mod release;
 pub(crate) mod resync;
 pub(crate) mod rollback;
 
+pub(crate) use control::heads;
+
 use lakehouse_core::commit::Cut;
 
 use crate::failure::Failure;

@@ -1,5 +1,6 @@
 //! What each verb does, one file a verb. They read the configuration and the lake, and answer on standard output.
 
+mod audit;
 mod completions;
 mod confirm;
 mod diff;
@@ -20,7 +21,11 @@ mod verify;
 mod version;
 mod wait;
 
-use crate::cli::{Cli, Verb};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::audit::{Act, Audit, Intent, Via};
+use crate::cli::{self, AuditVerify, Cli, Verb};
 use crate::config::{Config, Sources};
 use crate::failure::{Exit, Failure};
 use crate::roles;
@@ -30,6 +35,30 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     /// Answer with one JSON document.
     pub(crate) json: bool,
+}
+
+impl Context {
+    /// Writes down what an operator's verb is going to change; before it does, and after a person has said yes.
+    ///
+    /// # Errors
+    /// `AUDIT_UNWRITABLE`, `AUDIT_DAMAGED`: then it changes nothing.
+    async fn intent(
+        &self,
+        action: &'static str,
+        subject: &str,
+        reason: Option<&str>,
+        detail: Value,
+    ) -> Result<Intent, Failure> {
+        let act = Act {
+            action,
+            principal: confirm::asker(),
+            subject: subject.to_owned(),
+            request_id: Uuid::now_v7().to_string(),
+            reason: reason.map(str::to_owned),
+            detail,
+        };
+        Audit::new(self.config.audit.as_ref(), Via::CommandLine).intent(act).await
+    }
 }
 
 impl Verb {
@@ -47,6 +76,10 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
     match &cli.verb {
         Verb::Version => return version::run(cli.json),
         Verb::Completions { shell } => return completions::run(*shell),
+        // A copy is checked far from the host, where there is no configuration.
+        Verb::Audit(cli::Audit::Verify(arguments @ AuditVerify { file: Some(file), .. })) => {
+            return audit::verify(file, arguments, cli.json);
+        }
         _ => {}
     }
     // A name or value that is not UTF-8 overrides nothing of ours.
@@ -80,6 +113,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Operations(arguments) => operations::run(&context, &arguments).await,
         Verb::Pause(arguments) => pause::pause(&context, &arguments).await,
         Verb::Resume(arguments) => pause::resume(&context, &arguments).await,
+        Verb::Audit(cli::Audit::Verify(arguments)) => audit::verify_configured(&context, &arguments),
         Verb::Version | Verb::Completions { .. } => unreachable!("answered above, without a configuration"),
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::Installation;
 use crate::support::lake::CONFIG;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 const CANARY: &str = "canary-77c2";
 
@@ -42,6 +43,7 @@ fn help_lists_the_verbs_of_this_release_and_no_other() {
         "operations",
         "pause",
         "resume",
+        "audit",
         "completions",
         "version",
     ];
@@ -191,6 +193,160 @@ fn validation_names_what_is_wrong_with_code_and_remedy() {
     assert!(!text("message").is_empty() && !text("fix").is_empty());
     let answer = installation.run(&["validate"]);
     assert!(answer.text().contains("error REFUSED: ") && answer.text().ends_with("verdict: invalid\n"), "{answer:?}");
+}
+
+/// The entries of an audit trail.
+fn entries(installation: &Installation) -> Vec<Value> {
+    let text = fs::read_to_string(installation.path().join("audit.jsonl")).expect("a trail");
+    text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect()
+}
+
+#[tokio::test]
+async fn an_operators_verb_leaves_its_intent_and_its_outcome() {
+    let installation = lake::installation_with("[audit]\nfile = \"audit.jsonl\"\n", &[]).await;
+    let installation = installation.variable("USER", "ann");
+    installation.ask(&["pause", "--reason", "maintenance of the source"]);
+    installation.ask(&["resume"]);
+    // What is refused before anything could be changed has no entry, nor has what only looks.
+    for (verb, code) in [
+        (&["resync", "app.orders", "--reason=x"][..], "NOT_CONFIRMED"),
+        (&["resync", "app.nothing", "--yes", "--reason=x"], "TABLE_UNKNOWN"),
+        (&["undo", "none", "--yes", "--reason=x"], "OPERATION_UNKNOWN"),
+    ] {
+        assert_eq!(installation.json(verb).error().1, code);
+    }
+    installation.ask(&["status"]);
+    let resync = installation.ask(&["resync", "app.orders", "--yes", "--reason", "lost a replace"]);
+    let entries = entries(&installation);
+    let told: Vec<_> = entries
+        .iter()
+        .map(|entry| ["kind", "action", "reason"].map(|key| entry[key].as_str().unwrap_or("-")))
+        .collect();
+    let expected = [
+        ["intent", "pause", "maintenance of the source"],
+        ["outcome", "pause", "-"],
+        ["intent", "resume", "-"],
+        ["outcome", "resume", "-"],
+        ["intent", "resync", "lost a replace"],
+        ["outcome", "resync", "-"],
+    ];
+    assert_eq!(told, expected);
+    for (number, entry) in entries.iter().enumerate() {
+        assert_eq!(
+            (&entry["principal"], &entry["via"], &entry["subject"], &entry["sequence"]),
+            (&json!("ann"), &json!("command_line"), &json!("app"), &json!(number + 1))
+        );
+        let pair = &entries[number ^ 1];
+        assert_eq!(entry["request_id"], pair["request_id"]);
+    }
+    assert_eq!(entries[4]["detail"]["tables"], resync["tables"]);
+    assert_eq!(entries[5]["detail"]["code"], Value::Null);
+    let report = installation.ask(&["audit", "verify"]);
+    assert_eq!((&report["verdict"], &report["entries"]), (&json!("sound"), &json!(6)), "{report}");
+}
+
+#[tokio::test]
+async fn a_rollback_is_written_down_with_its_snapshots_before_and_after() {
+    let installation = lake::installation_with("[audit]\nfile = \"audit.jsonl\"\n", &[]).await;
+    let snapshots = || {
+        let told = installation.ask(&["snapshots", "app.orders"]);
+        let id = |snapshot: &Value| snapshot["snapshot_id"].as_str().expect("an id").to_owned();
+        told["snapshots"].as_array().expect("snapshots").iter().map(id).collect::<Vec<_>>()
+    };
+    let before = snapshots();
+    let (target, head) = (&before[0], &before[before.len() - 1]);
+    let rollback = ["rollback", "app.orders", "--snapshot", target.as_str(), "--reason", "import 17 was wrong"];
+    installation.ask(&[&rollback[..], &["--dry-run"]].concat());
+    assert!(!installation.path().join("audit.jsonl").exists(), "a look changes nothing");
+    let done = installation.ask(&[&rollback[..], &["--yes"]].concat());
+    let operation = done["operation"].as_str().expect("an id");
+    let rolled_back = snapshots().pop().expect("a snapshot");
+    let undo = ["undo", operation, "--yes", "--reason", "not that one"];
+    installation.ask(&undo);
+    let undone = snapshots().pop().expect("a snapshot");
+    assert_eq!(installation.json(&undo).error(), (1, "NOT_HELD".to_owned()));
+
+    let entries = entries(&installation);
+    let told: Vec<_> = entries.iter().map(|entry| ["kind", "action"].map(|key| entry[key].as_str().unwrap())).collect();
+    let pairs = ["rollback", "undo", "undo"].map(|action| [["intent", action], ["outcome", action]]);
+    assert_eq!(told, pairs.concat());
+    let detail = |number: usize| &entries[number]["detail"];
+    assert_eq!((&entries[0]["subject"], &entries[0]["reason"]), (&json!("app"), &json!("import 17 was wrong")));
+    let table = &detail(0)["tables"]["app.orders"];
+    assert_eq!((table["head"].as_str(), table["target"].as_str()), (Some(head.as_str()), Some(target.as_str())));
+    assert_eq!((&table["position"], &detail(0)["cut"]), (&done["tables"][0]["position"], &done["cut"]));
+    let after = |snapshot: &str| json!({"app.orders": snapshot});
+    assert_eq!(*detail(1), json!({"operation": operation, "snapshots": after(&rolled_back), "code": null}));
+    assert_eq!((&entries[2]["subject"], &detail(2)["stage"]), (&json!(operation), &json!("rolled_back")));
+    assert_eq!(*detail(3), json!({"snapshots": after(&undone), "code": null}));
+    assert_eq!(detail(5)["code"], "NOT_HELD");
+    assert_eq!(installation.ask(&["audit", "verify"])["entries"], 6);
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_is_not_done() {
+    let full = lake::installation_with("[audit]\nfile = \"/dev/full\"\n", &[]).await;
+    let verbs = [&["pause", "--reason=x"][..], &["resume"], &["resync", "app.orders", "--yes", "--reason=x"]];
+    for verb in verbs {
+        assert_eq!(full.json(verb).error(), (1, "AUDIT_UNWRITABLE".to_owned()), "{verb:?}");
+    }
+    let torn = lake::installation_with("[audit]\nfile = \"audit.jsonl\"\n", &[]).await;
+    fs::write(torn.path().join("audit.jsonl"), "{\"sequence\":1,").expect("a torn trail");
+    for verb in verbs {
+        assert_eq!(torn.json(verb).error(), (1, "AUDIT_DAMAGED".to_owned()), "{verb:?}");
+    }
+    for installation in [&full, &torn] {
+        let status = installation.ask(&["status"]);
+        assert_ne!(status["pipelines"][0]["state"], "paused", "{status}");
+    }
+}
+
+#[test]
+fn an_audit_trail_is_verified_with_and_without_a_configuration() {
+    let installation = Installation::new("this is not TOML");
+    let file = installation.path().join("copy.jsonl");
+    // Two entries as `deploy/docs/audit.md` describes them, made here by hand.
+    let line = |sequence: u32, previous: &str| {
+        let body = format!(
+            "{{\"sequence\":{sequence},\"at\":\"2026-11-21T09:30:00.000000Z\",\"kind\":\"read\",\"via\":\"http\",\
+             \"action\":\"rows\",\"principal\":\"ann\",\"subject\":\"app.orders\",\"request_id\":\"r\",\
+             \"reason\":null,\"detail\":{{}},\"previous\":\"{previous}\""
+        );
+        let hash: String = Sha256::digest(format!("{body}}}")).iter().map(|byte| format!("{byte:02x}")).collect();
+        (format!("{body},\"hash\":\"{hash}\"}}\n"), hash)
+    };
+    let (first, one) = line(1, &"0".repeat(64));
+    let (second, two) = line(2, &one);
+    fs::write(&file, format!("{first}{second}")).expect("a copy");
+    let verify = |more: &[&str]| installation.json(&[&["audit", "verify", "copy.jsonl"], more].concat());
+    let sound = verify(&[]);
+    assert_eq!(sound.code, 0, "{sound:?}");
+    let expected = json!({"file": "copy.jsonl", "verdict": "sound", "entries": 2, "sequence": 2, "hash": two,
+                          "at": "2026-11-21T09:30:00.000000Z", "line": null, "flaw": null});
+    assert_eq!(sound.json(), expected);
+    let (capitals, other) = (two.to_uppercase(), "1".repeat(64));
+    for (more, code) in [
+        (&["--expect-head", one.as_str()][..], 0),
+        (&["--expect-head", capitals.as_str()], 0),
+        (&["--expect-at-least", "2"], 0),
+        (&["--expect-at-least", "3"], 5),
+        (&["--expect-head", other.as_str()], 5),
+        (&["--expect-head", "1"], 2),
+    ] {
+        assert_eq!(verify(more).code, code, "{more:?}");
+    }
+    let told = installation.run(&["audit", "verify", "copy.jsonl"]);
+    assert!(told.text().contains("2 entries") && told.text().contains(&two), "{told:?}");
+    assert!(told.text().ends_with("verdict: sound\n"), "{told:?}");
+    fs::write(&file, format!("{first}{}", second.replace("ann", "bob"))).expect("a changed copy");
+    let changed = verify(&[]);
+    assert_eq!((changed.code, &changed.json()["line"], &changed.json()["hash"]), (5, &json!(2), &json!(one)));
+    let told = installation.run(&["audit", "verify", "copy.jsonl"]);
+    assert_eq!(told.code, 5);
+    assert!(told.text().starts_with("line 2: ") && told.text().ends_with("verdict: unsound\n"), "{told:?}");
+    assert_eq!(installation.json(&["audit", "verify", "nowhere"]).error(), (1, "AUDIT_UNREADABLE".to_owned()));
+    let without = Installation::new(CONFIG);
+    assert_eq!(without.json(&["audit", "verify"]).error(), (2, "CONFIG_MISSING_KEY".to_owned()));
 }
 
 #[test]

@@ -138,12 +138,16 @@ async fn anonymous() -> Installation {
     lake::installation_with("[api]\nallow_anonymous = true\n", &[]).await
 }
 
-async fn with_tokens() -> Installation {
+/// The configuration of all [`TOKENS`].
+fn tokens() -> String {
     let token = |(name, digest, more): &(&str, &str, &str)| {
         format!("[api.auth.tokens.{name}]\nsha256 = \"{digest}\"\n{more}\n")
     };
-    let tokens: String = TOKENS.iter().map(token).collect();
-    lake::installation_with(&tokens, &[]).await
+    TOKENS.iter().map(token).collect()
+}
+
+async fn with_tokens() -> Installation {
+    lake::installation_with(&tokens(), &[]).await
 }
 
 fn catalog(installation: &Installation) -> SqliteCatalog {
@@ -574,6 +578,106 @@ async fn probes_and_metrics_have_an_address_of_their_own() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+}
+
+/// The entries of an audit trail, and their text.
+fn entries(installation: &Installation) -> (Vec<Value>, String) {
+    let text = fs::read_to_string(installation.path().join("audit.jsonl")).expect("a trail");
+    (text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect(), text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_and_refusals_leave_entries_and_no_secret() {
+    let config = format!("[audit]\nfile = \"audit.jsonl\"\n{}", tokens());
+    let installation = lake::installation_with(&config, &[]).await;
+    let service = Service::start(&installation).await;
+    let reader = [("authorization", "Bearer reader-token"), ("accept", "text/csv")];
+    let filter = "{\"eq\":{\"column\":\"name\",\"value\":\"Eve\"}}";
+    let encoded = filter.replace('"', "%22").replace('{', "%7B").replace('}', "%7D");
+    let rows = service.get(&format!("/v1/tables/app/orders/rows?select=id,%20name&filter={encoded}"), &reader).await;
+    assert!(rows.status() == 200 && text(&rows).contains("Eve"), "{}", text(&rows));
+    let whole = service.get(ROUTES[5], &[("authorization", "Bearer admin-token")]).await;
+    let diff = service.get("/v1/tables/app/orders/diff?from=0/64&to=main", &reader).await;
+    let counts = service.get("/v1/tables/app/orders/diff?from=main&to=main&counts=true", &reader).await;
+    let wrong = service.get("/v1/tables?token=in-the-query", &[("authorization", "Bearer wrong-token")]).await;
+    let narrow = service.get(ROUTES[5], &[("authorization", "Bearer narrow-token")]).await;
+    // What shows no rows has no entry: what stands about tables, an answer that the client has, a wrong request.
+    let etag = whole.header("etag").expect("a tag");
+    for (target, headers, status) in [
+        (ROUTES[1], &reader[..], 200),
+        (ROUTES[5], &[("authorization", "Bearer admin-token"), ("if-none-match", etag)], 304),
+        ("/v1/tables/app/orders/rows?select=nmae", &reader, 400),
+        ("/v1/tables/app/order/rows", &reader, 404),
+    ] {
+        assert_eq!(service.get(target, headers).await.status(), status, "{target}");
+    }
+    let (entries, all) = entries(&installation);
+    let told: Vec<_> = entries
+        .iter()
+        .map(|entry| ["kind", "action", "principal", "subject"].map(|key| entry[key].as_str().unwrap_or("-")))
+        .collect();
+    let expected = [
+        ["read", "rows", "reader", "app.orders"],
+        ["outcome", "rows", "reader", "app.orders"],
+        ["read", "rows", "admin", "app.orders"],
+        ["outcome", "rows", "admin", "app.orders"],
+        ["read", "diff", "reader", "app.orders"],
+        ["outcome", "diff", "reader", "app.orders"],
+        ["read", "diff", "reader", "app.orders"],
+        ["outcome", "diff", "reader", "app.orders"],
+        ["refused", "refused", "", ""],
+        ["refused", "refused", "narrow", "app.orders"],
+    ];
+    assert_eq!(told, expected, "{all}");
+    let answers = [&rows, &rows, &whole, &whole, &diff, &diff, &counts, &counts, &wrong, &narrow];
+    for (entry, answer) in entries.iter().zip(answers) {
+        assert_eq!(entry["request_id"].as_str(), answer.header("x-request-id"), "{entry}");
+        assert_eq!(entry["via"], "http");
+    }
+    let detail = |number: usize| &entries[number]["detail"];
+    assert_eq!(detail(0)["columns"], json!(["id", "name"]));
+    assert_eq!(detail(0)["snapshot_id"].as_str(), rows.header("snapshot-id"));
+    assert_eq!(detail(0)["filter_sha256"].as_str().map(str::len), Some(64));
+    assert_eq!((&detail(0)["format"], &detail(0)["limit"]), (&json!("text/csv"), &Value::Null));
+    assert_eq!(*detail(1), json!({"rows": 1, "code": null}));
+    assert_eq!((&detail(2)["columns"], &detail(2)["filter_sha256"]), (&Value::Null, &Value::Null));
+    assert_eq!(*detail(3), json!({"rows": 4, "code": null}));
+    assert_eq!(detail(4)["to"].as_str(), whole.header("snapshot-id"));
+    assert_eq!(*detail(8), json!({"path": "/v1/tables", "why": "unknown_token", "status": 401}));
+    assert_eq!(*detail(9), json!({"path": ROUTES[5], "why": "table", "status": 403}));
+    for secret in ["-token\"", "reader-token", "wrong-token", "in-the-query", "Eve", "Bearer"] {
+        assert!(!all.contains(secret), "{secret}: {all}");
+    }
+    // An operator's verb adds to the same chain while the service runs.
+    installation.ask(&["pause", "--reason", "look"]);
+    let head = installation.ask(&["audit", "verify"]);
+    assert_eq!((&head["verdict"], &head["entries"]), (&json!("sound"), &json!(12)), "{head}");
+    service.get(ROUTES[5], &reader).await;
+    let noted = head["hash"].as_str().expect("a hash");
+    let sound = installation.ask(&["audit", "verify", "--expect-head", noted, "--expect-at-least", "14"]);
+    assert_eq!(sound["entries"], json!(14));
+    let metrics = exchange("GET", &format!("{}/metrics", service.metrics), &[], "").await.expect("metrics");
+    assert!(text(&metrics).contains("lakehouse_audit_entries_total 12\n"), "{}", text(&metrics));
+    fs::write(installation.path().join("audit.jsonl"), all.replacen("reader", "writer", 1)).expect("tampered with");
+    let answer = installation.json(&["audit", "verify"]);
+    assert_eq!((answer.code, &answer.json()["line"]), (5, &json!(1)), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_row_is_shown_without_its_entry() {
+    let config = "[audit]\nfile = \"/dev/full\"\n[api]\nallow_anonymous = true\n";
+    let full = lake::installation_with(config, &[]).await;
+    let service = Service::start(&full).await;
+    for target in &ROUTES[5..] {
+        let refused = service.get(target, &[]).await;
+        assert_eq!(problem(&refused), (503, "AUDIT_UNWRITABLE".to_owned()), "{target}");
+        assert!(refused.header("retry-after").is_some() && !text(&refused).contains("/dev"), "{}", text(&refused));
+    }
+    assert_eq!(service.get("/v1/tables", &[]).await.status(), 200, "what shows no rows goes on");
+    assert_eq!(service.get("/v1/tables", &[("authorization", "Bearer x")]).await.status(), 401);
+    let unrecorded = lake::installation_with(&config.replace("[api]", "rows = false\n[api]"), &[]).await;
+    let service = Service::start(&unrecorded).await;
+    assert_eq!(service.get(ROUTES[5], &[]).await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ mod http;
 mod kills;
 mod live;
 mod maintenance;
+mod operate_http;
 mod resync;
 mod rollback;
 mod s3_tables;

@@ -3,22 +3,21 @@
 //!
 //! Which caller may call what, and what is refused before anything is looked at, is in `http.rs`.
 
-#[allow(dead_code, reason = "each test binary uses its part")]
-mod live;
-
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use live::{Live, stop};
+use crate::live::{DEADLINE, Live, stop};
 use serde_json::{Value, json};
 use testkit::http::{Exchange, exchange};
 use testkit::lakehouse::Process;
 use testkit::postgres::Options;
 
-/// SHA-256 of `operator-token`, `second-token` and `foreign-token`.
+/// An audit trail, and SHA-256 of `operator-token`, `second-token` and `foreign-token`.
 const TOKENS: &str = r#"
+[audit]
+file = "audit.jsonl"
 [api]
 [api.auth.tokens.operator]
 sha256 = "0850123315d21ab90f4f7236408a52ef6dbd6a02a6550e5c10dc73f4d993680e"
@@ -135,9 +134,34 @@ impl Scene {
                 }
             }
         };
-        let operation = tokio::time::timeout(live::DEADLINE, wait).await.expect("an end");
+        let operation = tokio::time::timeout(DEADLINE, wait).await.expect("an end");
         assert_eq!(operation["stage"], "rolled_back", "{operation}");
         operation
+    }
+
+    /// Until the audit trail says of the operation that the verb has brought it to this stage.
+    async fn audited(&self, verb: &str, operation: &str, stage: &str) {
+        let file = self.live.site.lakehouse.config().with_file_name("audit.jsonl");
+        let says = |line: &str| {
+            let entry: Value = serde_json::from_str(line).expect("an entry");
+            let of = |value: &Value| entry["principal"] == "operator" && value["code"].is_null();
+            entry["kind"] == "outcome"
+                && entry["action"] == verb
+                && of(&entry["detail"])
+                && entry["detail"]["operation"] == operation
+                && entry["detail"]["stage"] == stage
+                && entry["detail"]["snapshots"]["app.t"].is_string()
+        };
+        let trail = || fs::read_to_string(&file).expect("an audit trail");
+        let wait = async {
+            while !trail().lines().any(says) {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let told = tokio::time::timeout(DEADLINE, wait).await;
+        told.unwrap_or_else(|_| panic!("no outcome of {verb} at {stage}:\n{}", trail()));
+        let verified = self.live.site.lakehouse.ask(&["audit", "verify"]).await;
+        assert_eq!(verified["verdict"], "sound", "{verified}");
     }
 
     async fn change(&self, sql: &str) -> String {
@@ -178,7 +202,7 @@ impl Scene {
                 tokio::time::sleep(POLL).await;
             }
         };
-        tokio::time::timeout(live::DEADLINE, wait).await.expect("streaming");
+        tokio::time::timeout(DEADLINE, wait).await.expect("streaming");
         self.live.site.caught_up().await;
     }
 }
@@ -194,7 +218,7 @@ async fn serve(live: &Live) -> (Process, String) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(live::DEADLINE, wait).await.expect("the service answers");
+    tokio::time::timeout(DEADLINE, wait).await.expect("the service answers");
     (service, uri)
 }
 
@@ -247,6 +271,7 @@ async fn a_rollback_is_shown_confirmed_once_and_undone() {
 
     let operation = scene.rolled_back(&plan, "the-key").await;
     let id = operation["id"].as_str().expect("an id").to_owned();
+    scene.audited("rollback", &id, "rolled_back").await;
     assert_eq!((&operation["by"], &operation["reason"]), (&json!("operator"), &json!("test")), "{operation}");
     assert_eq!(operation["tables"]["app.t"]["target"], json!(target), "{operation}");
     assert!(scene.rows().await == before, "not the target's rows");
@@ -294,6 +319,7 @@ async fn a_rollback_is_shown_confirmed_once_and_undone() {
     assert_eq!((status, &undone["id"], &undone["turned"]), (202, &json!(id), &json!("was right")), "{undone}");
     scene.streaming().await;
     assert!(scene.rows().await == wrong, "not the rows before the rollback");
+    scene.audited("undo", &id, "released").await;
     for verb in ["undo", "accept", "replay"] {
         let target = format!("/v1/operations/{id}/{verb}");
         let answer = scene.post("operator", &target, json!({"reason": "x"})).await;

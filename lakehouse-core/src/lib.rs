@@ -32,6 +32,7 @@
 //! | *hold* | a mirror takes no changes, its history goes on |
 //! | *release* | a held mirror catches up from its history: by *undo*, *replay* or *accept* |
 //! | *acknowledge* | tell the source that it may forget |
+//! | *audit trail* | the chain of *entries* that say who has asked for what: an *intent* or a *read*, its *outcome*; who was *refused* |
 //! | *halt* | stop with a code until a person decides |
 //!
 //! # The way of a change

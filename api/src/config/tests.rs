@@ -451,6 +451,21 @@ fn an_unknown_override_names_its_layer() {
     }
 }
 
+#[test]
+fn an_audit_trail_has_a_file_beside_the_configuration_or_is_none() {
+    assert_eq!(Case::new(APP).shown().get("audit"), None);
+    let case = Case::new(&app("[audit]\nfile = \"audit.jsonl\""));
+    let file = case.folder.path().join("audit.jsonl");
+    assert_eq!(case.shown()["audit"], json!({"file": file, "rows": true}));
+    let case = Case::new(&app("[audit]\nfile = \"/var/log/audit.jsonl\"\nrows = false"));
+    assert_eq!(case.shown()["audit"], json!({"file": "/var/log/audit.jsonl", "rows": false}));
+    let case = Case::new(APP).variable("LAKEHOUSE__AUDIT__FILE", "/a").flag("audit.rows=false");
+    assert_eq!(case.shown()["audit"], json!({"file": "/a", "rows": false}));
+    check("[audit]", "CONFIG_MISSING_KEY", &["audit.file"]);
+    check("[audit]\nflie = \"a\"", "CONFIG_UNKNOWN_KEY", &["audit.flie", "the nearest known key is file"]);
+    check("[audit]\nfile = 1", "CONFIG_VALUE", &["audit.file"]);
+}
+
 /// Keys of all types: place in the answer, default, and values as TOML.
 const KEYS: [(&str, &str, &[&str]); 7] = [
     ("pipelines.app.commit_interval_seconds", "5", &["1", "77", "600"]),

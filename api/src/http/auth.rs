@@ -11,13 +11,18 @@ use axum::middleware::Next;
 use axum::response::Response;
 use chrono::Utc;
 use lakehouse_core::schema::TableName;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::warn;
 
-use super::problem::HttpProblem;
+use super::problem::{HttpProblem, RequestId};
 use super::{Service, Shared};
+use crate::audit::Act;
 use crate::config::{ApiConfig, PipelineConfig, Role, Scope, TokenConfig};
+
+/// Characters of an address that the audit trail repeats: whoever is refused has chosen them.
+const SHOWN: usize = 256;
 
 /// Who is calling.
 #[derive(Clone, Debug)]
@@ -26,11 +31,19 @@ pub(super) struct Principal {
     pub(super) name: Arc<str>,
     role: Role,
     tables: Scope,
+    /// What they call by; the audit trail's entries have it.
+    request: RequestId,
 }
 
 impl Principal {
     pub(super) fn may_see(&self, table: &TableName) -> bool {
         self.tables.holds(table)
+    }
+
+    /// What they ask for, for the audit trail; without a reason, which is only given with a change.
+    pub(super) fn asks(&self, action: &'static str, subject: String, detail: Value) -> Act {
+        let (principal, request_id) = (self.name.to_string(), self.request.0.clone());
+        Act { action, principal, subject, request_id, reason: None, detail }
     }
 }
 
@@ -49,45 +62,69 @@ pub(super) async fn check(
     next: Next,
 ) -> Result<Response, HttpProblem> {
     let params = params.map_err(|_| HttpProblem::invalid("the address is not UTF-8"))?;
-    let principal = guard.admit(&params, request.uri().path(), request.headers())?;
-    request.extensions_mut().insert(principal);
-    Ok(next.run(request).await)
+    let table = table(&params);
+    let id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
+    match guard.admit(table.as_ref(), request.headers(), &id) {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            Ok(next.run(request).await)
+        }
+        Err(refusal) => {
+            let path = request.uri().path().to_owned();
+            Err(guard.service.refused(refusal, table.map(|table| table.to_string()), &path, id).await)
+        }
+    }
+}
+
+/// The table that the address names, if it names one.
+fn table(params: &RawPathParams) -> Option<TableName> {
+    let param = |wanted: &str| params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value);
+    Some(TableName::new(param("namespace")?, param("table")?))
+}
+
+/// Why somebody is not let through.
+struct Refusal {
+    status: StatusCode,
+    /// For the client.
+    detail: &'static str,
+    /// In one word, for the log, the metrics and the audit trail.
+    why: &'static str,
+    /// The token's name; empty where nobody is known.
+    name: Arc<str>,
 }
 
 impl Guard {
     /// The caller, their role, and the table that the address names. A table beyond a caller's scope is refused whether it
     /// is there or not.
-    fn admit(&self, params: &RawPathParams, path: &str, headers: &HeaderMap) -> Result<Principal, HttpProblem> {
-        let refused = |status: StatusCode, detail: &str, why: &str, name: &str| {
-            self.service.refused(path, name, why);
-            let code = if status == StatusCode::UNAUTHORIZED { "UNAUTHENTICATED" } else { "FORBIDDEN" };
-            HttpProblem::new(status, code, detail)
-        };
-        let principal = identify(&self.service.api, headers).map_err(|why| {
+    fn admit(&self, table: Option<&TableName>, headers: &HeaderMap, request: &RequestId) -> Result<Principal, Refusal> {
+        let principal = identify(&self.service.api, headers, request).map_err(|why| {
             let detail = "this needs a token of [api.auth] in the header Authorization: Bearer …";
-            refused(StatusCode::UNAUTHORIZED, detail, why, "")
+            Refusal { status: StatusCode::UNAUTHORIZED, detail, why, name: "".into() }
         })?;
+        let forbidden = |detail: &'static str, why: &'static str| {
+            Err(Refusal { status: StatusCode::FORBIDDEN, detail, why, name: Arc::clone(&principal.name) })
+        };
         if principal.role < self.role {
-            return Err(refused(StatusCode::FORBIDDEN, "the token's role may not do this", "role", &principal.name));
+            return forbidden("the token's role may not do this", "role");
         }
-        let param = |wanted: &str| params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value);
-        if let (Some(namespace), Some(table)) = (param("namespace"), param("table"))
-            && !principal.may_see(&TableName::new(namespace, table))
-        {
-            return Err(refused(StatusCode::FORBIDDEN, "the token is not for this table", "table", &principal.name));
+        if table.is_some_and(|table| !principal.may_see(table)) {
+            return forbidden("the token is not for this table", "table");
         }
         Ok(principal)
     }
 }
 
-/// Tables that an address does not name.
 impl Service {
+    /// Tables that an address does not name.
+    ///
     /// # Errors
     /// `FORBIDDEN` where the token is not for one of these tables, whether it is there or not.
-    pub(super) fn check_scope(&self, principal: &Principal, tables: &[TableName]) -> Result<(), HttpProblem> {
+    pub(super) async fn check_scope(&self, principal: &Principal, tables: &[TableName]) -> Result<(), HttpProblem> {
         match tables.iter().find(|table| !principal.may_see(table)) {
             None => Ok(()),
-            Some(table) => Err(self.beyond_scope(principal, &table.to_string(), "the token is not for this table")),
+            Some(table) => {
+                Err(self.beyond_scope(principal, &table.to_string(), "the token is not for this table").await)
+            }
         }
     }
 
@@ -110,28 +147,51 @@ impl Service {
         if !tables.is_empty() && tables.iter().all(|table| principal.may_see(&table.name)) {
             return Ok(());
         }
-        Err(self.beyond_scope(principal, pipeline, "the token is not for all tables of the pipeline"))
+        Err(self.beyond_scope(principal, pipeline, "the token is not for all tables of the pipeline").await)
     }
 
-    pub(super) fn beyond_scope(&self, principal: &Principal, subject: &str, detail: &str) -> HttpProblem {
-        self.refused(subject, &principal.name, "table");
-        HttpProblem::new(StatusCode::FORBIDDEN, "FORBIDDEN", detail)
+    pub(super) async fn beyond_scope(&self, principal: &Principal, subject: &str, detail: &'static str) -> HttpProblem {
+        let name = Arc::clone(&principal.name);
+        let refusal = Refusal { status: StatusCode::FORBIDDEN, detail, why: "table", name };
+        self.refused(refusal, Some(subject.to_owned()), "", principal.request.clone()).await
     }
 
-    fn refused(&self, subject: &str, principal: &str, why: &str) {
-        warn!(subject, principal, why, "a call is refused");
+    /// Tells everybody but the client why.
+    async fn refused(
+        &self,
+        Refusal { status, detail, why, name }: Refusal,
+        subject: Option<String>,
+        path: &str,
+        RequestId(request_id): RequestId,
+    ) -> HttpProblem {
+        warn!(path, principal = %name, why, "a call is refused");
         self.metrics.refused(why);
+        let shown = |text: &str| text.chars().take(SHOWN).collect::<String>();
+        let act = Act {
+            action: "refused",
+            principal: name.to_string(),
+            subject: shown(&subject.unwrap_or_default()),
+            request_id,
+            reason: None,
+            detail: json!({"path": shown(path), "why": why, "status": status.as_u16()}),
+        };
+        self.audit.refused(act).await;
+        let code = if status == StatusCode::UNAUTHORIZED { "UNAUTHENTICATED" } else { "FORBIDDEN" };
+        HttpProblem::new(status, code, detail)
     }
 }
 
 /// # Errors
 /// In one word, why nobody is known by this request.
-fn identify(api: &ApiConfig, headers: &HeaderMap) -> Result<Principal, &'static str> {
+fn identify(api: &ApiConfig, headers: &HeaderMap, request: &RequestId) -> Result<Principal, &'static str> {
+    let request = request.clone();
     let Some(authorization) = headers.get(AUTHORIZATION) else {
         // A page in somebody's browser may call by a name of its own that leads to this machine.
         let local = headers.get(HOST).and_then(|host| host.to_str().ok()).is_some_and(is_this_machine);
         return match api.allow_anonymous && local {
-            true => Ok(Principal { name: "anonymous".into(), role: Role::Reader, tables: Scope::everything() }),
+            true => {
+                Ok(Principal { name: "anonymous".into(), role: Role::Reader, tables: Scope::everything(), request })
+            }
             false => Err("no_token"),
         };
     };
@@ -152,7 +212,7 @@ fn identify(api: &ApiConfig, headers: &HeaderMap) -> Result<Principal, &'static 
     if token.expires.is_some_and(|expires| expires <= Utc::now()) {
         return Err("expired_token");
     }
-    Ok(Principal { name: name.as_str().into(), role: token.role, tables: token.tables.clone() })
+    Ok(Principal { name: name.as_str().into(), role: token.role, tables: token.tables.clone(), request })
 }
 
 fn is_this_machine(host: &str) -> bool {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lakehouse_core::error::Problem;
+use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
@@ -16,6 +17,8 @@ use tracing::{error, warn};
 
 use super::operations::Operation;
 use super::problem::HttpProblem;
+use crate::audit::Intent;
+use crate::failure::Failure;
 use crate::lake::Lake;
 use crate::operate;
 
@@ -33,9 +36,11 @@ impl Coordinator {
         Self { lake, permits: Arc::new(Semaphore::new(AT_ONCE)), tasks: Mutex::default() }
     }
 
-    /// Does what opens an operation or turns it back, answers, and brings it to its end behind the answer.
+    /// Does what opens an operation or turns it back, answers, and brings it to its end behind the answer. The intent has
+    /// its outcome when that is reached.
     pub(super) async fn run(
         &self,
+        intent: Intent,
         opening: impl Future<Output = Result<Operation, HttpProblem>> + Send + 'static,
     ) -> Result<Operation, HttpProblem> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
@@ -43,11 +48,11 @@ impl Coordinator {
         let lake = self.lake.clone();
         self.spawn(async move {
             let opened = opening.await;
-            let open = opened.as_ref().ok().filter(|operation| operation.stage.is_open()).cloned();
             // Who has left is told nothing, and the operation goes on.
-            let _ = tell.send(opened);
-            if let Some(operation) = open {
-                finish(&lake, &operation).await;
+            let _ = tell.send(opened.clone());
+            match opened {
+                Ok(operation) => finish(&lake, intent, operation).await,
+                Err(problem) => intent.ended(Some(problem.code()), Value::Null).await,
             }
             drop(permit);
         });
@@ -83,13 +88,22 @@ impl Coordinator {
     }
 }
 
-async fn finish(lake: &Lake, operation: &Operation) {
-    if let Err(failure) = operate::rollback::finish(lake, &operation.pipeline, &operation.id).await {
-        let Problem { code, subject, message, .. } = failure.problem;
-        let remedy =
-            "nothing, if the pipeline's worker runs: it goes on; else repeat the request, or abort the operation";
-        error!(operation = operation.id, code, subject, reason = message, remedy, "an operation stays open");
+async fn finish(lake: &Lake, intent: Intent, operation: Operation) {
+    let Operation { id, pipeline, mut stage, tables, .. } = operation;
+    let mut failed = None;
+    if stage.is_open() {
+        match operate::rollback::finish(lake, &pipeline, &id).await {
+            Ok(journal) => stage = journal.stage,
+            Err(Failure { problem: Problem { code, subject, message, .. }, .. }) => {
+                let remedy = "nothing, if the pipeline's worker runs: it goes on; else repeat the request, or abort the operation";
+                error!(operation = id, code, subject, reason = message, remedy, "an operation stays open");
+                failed = Some(code);
+            }
+        }
     }
+    let snapshots = operate::heads(&intent, lake, tables.keys()).await;
+    let detail = json!({"operation": id, "pipeline": pipeline, "stage": stage, "snapshots": snapshots});
+    intent.ended(failed, detail).await;
 }
 
 fn note(ended: Result<(), JoinError>) {

@@ -65,6 +65,13 @@ pub(super) async fn get(
     let permit = service.scan_permit()?;
     let diff = Diff::open(&service.lake.storage, &table, from, to).await?;
     info!(principal = %principal.name, table = %table.name, from, to, counts = wish.counts, "a diff is read");
+    let detail = json!({
+        "from": from.to_string(),
+        "to": to.to_string(),
+        "counts": wish.counts,
+        "format": format.media_type(),
+    });
+    let intent = service.audit.read(principal.asks("diff", table.name.to_string(), detail)).await?;
     let mut head = Map::new();
     head.insert("table".to_owned(), json!(table.name.to_string()));
     head.insert("from".to_owned(), json!(from.to_string()));
@@ -73,8 +80,9 @@ pub(super) async fn get(
     let work = move |mut pipe: Pipe, wanted: &Wanted| {
         let watch = || wanted.check();
         if wish.counts {
-            let counts = diff.counts(&watch)?;
-            let Counts { inserted, updated, deleted } = counts;
+            let counts = diff.counts(&watch);
+            intent.outcome_now(&counts, json!({"rows": 0}));
+            let Counts { inserted, updated, deleted } = counts?;
             let counts = [("inserted", inserted), ("updated", updated), ("deleted", deleted)];
             head.extend(counts.map(|(key, rows)| (key.to_owned(), json!(rows))));
             writeln!(pipe, "{}", serde_json::Value::Object(head))?;
@@ -95,6 +103,7 @@ pub(super) async fn get(
             output.write(&changes)
         });
         metrics.rows(written);
+        intent.outcome_now(&found, json!({"rows": written}));
         match found {
             Ok(counts) if format == Format::Ndjson => end_of_lines(output.end(counts)?, Ok(json!(counts))),
             Ok(counts) => output.end(counts),

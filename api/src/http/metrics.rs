@@ -63,7 +63,8 @@ struct Pipeline {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    /// `audit_entries` is counted by who writes them.
+    pub(super) fn new(audit_entries: Counter) -> Self {
         let mut registry = Registry::with_prefix("lakehouse");
         let seconds = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
         let (requests, refused, scans, rows, cut_age) =
@@ -79,6 +80,7 @@ impl Metrics {
         );
         registry.register("http_scans", "Answers with rows under way", Gauge::clone(&scans));
         registry.register("http_rows", "Rows sent", Counter::clone(&rows));
+        registry.register("audit_entries", "Entries written to the audit trail", audit_entries);
         let help = "Age of a pipeline's newest cut; absent where there is none or the catalog does not tell";
         registry.register_with_unit("cut_age", help, Unit::Seconds, Family::clone(&cut_age));
         Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows, cut_age }

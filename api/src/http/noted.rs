@@ -1,27 +1,48 @@
-//! What operators ask for, in the log: before it is done, and what came of it. No audit trail: nobody can prove that a log is
-//! whole.
+//! What operators ask for, written down before it is done, and what came of it: in the log, and in the audit trail where one
+//! is kept.
 
 use std::future::Future;
 
+use serde_json::Value;
 use tracing::info;
 
+use super::Service;
 use super::auth::Principal;
 use super::problem::HttpProblem;
+use crate::audit::{Act, Intent};
 
-/// `subject` is the pipeline, plan or operation that it is asked of.
-pub(super) async fn noted<T>(
-    principal: &Principal,
-    verb: &'static str,
-    subject: &str,
-    reason: &str,
-    doing: impl Future<Output = Result<T, HttpProblem>>,
-) -> Result<T, HttpProblem> {
-    let principal = &*principal.name;
-    info!(principal, verb, subject, reason, "an operator asks");
-    let done = doing.await;
-    match &done {
-        Ok(_) => info!(principal, verb, subject, "an operator is answered"),
-        Err(problem) => info!(principal, verb, subject, code = problem.code(), "an operator is refused"),
+impl Service {
+    /// `subject` is the pipeline, plan or operation that it is asked of. Nothing may be done before this returns.
+    ///
+    /// # Errors
+    /// `AUDIT_UNWRITABLE`, `AUDIT_DAMAGED`: then nothing may be done at all.
+    pub(super) async fn intent(
+        &self,
+        principal: &Principal,
+        verb: &'static str,
+        subject: &str,
+        reason: &str,
+        detail: Value,
+    ) -> Result<Intent, HttpProblem> {
+        info!(principal = &*principal.name, verb, subject, reason, "an operator asks");
+        let reason = Some(reason.to_owned()).filter(|reason| !reason.is_empty());
+        Ok(self.audit.intent(Act { reason, ..principal.asks(verb, subject.to_owned(), detail) }).await?)
     }
-    done
+
+    /// Does what has come to its end with its answer.
+    pub(super) async fn noted<T>(
+        &self,
+        principal: &Principal,
+        verb: &'static str,
+        subject: &str,
+        reason: &str,
+        doing: impl Future<Output = Result<T, HttpProblem>>,
+    ) -> Result<T, HttpProblem> {
+        let intent = self.intent(principal, verb, subject, reason, Value::Null).await?;
+        let done = doing.await;
+        let code = done.as_ref().err().map(HttpProblem::code);
+        info!(principal = &*principal.name, verb, subject, code, "an operator is answered");
+        intent.ended(code, Value::Null).await;
+        done
+    }
 }

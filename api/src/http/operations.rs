@@ -12,10 +12,10 @@ use lakehouse_core::commit::{Exit, Journal, LeaveOut, RolledTable, Stage};
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
-use super::noted::noted;
 use super::problem::HttpProblem;
 use super::rows::query;
 use super::{Service, Shared};
@@ -41,7 +41,7 @@ pub(super) struct Operation {
     reason: String,
     /// RFC 3339.
     begun_at: String,
-    tables: BTreeMap<String, RolledTable>,
+    pub(super) tables: BTreeMap<String, RolledTable>,
 }
 
 impl Operation {
@@ -117,7 +117,7 @@ pub(super) async fn undo(
     Path(id): Path<String>,
     Body(Why { reason: Reason(reason) }): Body<Why>,
 ) -> Result<Response, HttpProblem> {
-    noted(&principal, "undo", &id, &reason, back(&service, &principal, &id, |_| Ok(()), &reason)).await
+    back(&service, principal, "undo", id, reason).await
 }
 
 pub(super) async fn abort(
@@ -126,25 +126,28 @@ pub(super) async fn abort(
     Path(id): Path<String>,
     Body(Why { reason: Reason(reason) }): Body<Why>,
 ) -> Result<Response, HttpProblem> {
-    noted(&principal, "abort", &id, &reason, back(&service, &principal, &id, check_open, &reason)).await
+    back(&service, principal, "abort", id, reason).await
 }
 
 async fn back(
     service: &Shared,
-    principal: &Principal,
-    id: &str,
-    check: impl Fn(&Journal) -> Result<(), Failure>,
-    reason: &str,
+    principal: Principal,
+    verb: &'static str,
+    id: String,
+    reason: String,
 ) -> Result<Response, HttpProblem> {
-    let (pipeline, journal) = service.own_operation(principal, id).await?;
-    check(&journal)?;
-    let (own, reason) = (Shared::clone(service), reason.to_owned());
+    let intent = service.intent(&principal, verb, &id, &reason, Value::Null).await?;
+    let own = Shared::clone(service);
     let turned = async move {
-        turn_back(&own.lake, &pipeline, &journal.id, &reason).await.map_err(of_a_known_one)?;
-        let (pipeline, journal) = own.operation(&journal.id).await?;
+        let (pipeline, journal) = own.own_operation(&principal, &id).await?;
+        if verb == "abort" {
+            check_open(&journal)?;
+        }
+        turn_back(&own.lake, &pipeline, &id, &reason).await.map_err(of_a_known_one)?;
+        let (pipeline, journal) = own.operation(&id).await?;
         Ok(Operation::new(&pipeline, journal))
     };
-    Ok(service.coordinator.run(turned).await?.accepted())
+    Ok(service.coordinator.run(intent, turned).await?.accepted())
 }
 
 pub(super) async fn accept(
@@ -154,7 +157,7 @@ pub(super) async fn accept(
     Body(Why { reason: Reason(reason) }): Body<Why>,
 ) -> Result<Response, HttpProblem> {
     let accepted = release(&service, &principal, &id, Exit::Accept, Vec::new(), LeaveOut::default());
-    noted(&principal, "accept", &id, &reason, accepted).await
+    service.noted(&principal, "accept", &id, &reason, accepted).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -196,7 +199,7 @@ pub(super) async fn replay(
 ) -> Result<Response, HttpProblem> {
     let leave_out = wanted.leave_out()?;
     let replayed = release(&service, &principal, &id, Exit::Replay, named(wanted.tables)?, leave_out);
-    noted(&principal, "replay", &id, &wanted.reason.0, replayed).await
+    service.noted(&principal, "replay", &id, &wanted.reason.0, replayed).await
 }
 
 async fn release(
@@ -230,7 +233,7 @@ impl Service {
         let (pipeline, journal) = self.operation(id).await?;
         match principal.may_see_all_of(&journal) {
             true => Ok((pipeline, journal)),
-            false => Err(self.beyond_scope(principal, id, "the token is not for all tables of the operation")),
+            false => Err(self.beyond_scope(principal, id, "the token is not for all tables of the operation").await),
         }
     }
 }

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::Principal;
 use super::body::{Body, Name, Nothing, Reason, Why, named};
-use super::noted::noted;
 use super::problem::HttpProblem;
 use super::{Service, Shared};
 use crate::operate;
@@ -64,7 +63,7 @@ pub(super) async fn pause(
     Body(Why { reason: Reason(reason) }): Body<Why>,
 ) -> Result<Response, HttpProblem> {
     let paused = service.set_paused(&principal, &name, Some(&reason));
-    noted(&principal, "pause", &name, &reason, paused).await
+    service.noted(&principal, "pause", &name, &reason, paused).await
 }
 
 pub(super) async fn resume(
@@ -74,7 +73,7 @@ pub(super) async fn resume(
     Body(Nothing {}): Body<Nothing>,
 ) -> Result<Response, HttpProblem> {
     let resumed = service.set_paused(&principal, &name, None);
-    noted(&principal, "resume", &name, "", resumed).await
+    service.noted(&principal, "resume", &name, "", resumed).await
 }
 
 impl Service {
@@ -105,10 +104,10 @@ pub(super) async fn resync(
 ) -> Result<Response, HttpProblem> {
     let requested = async {
         let tables = named(Some(tables))?;
-        service.check_scope(&principal, &tables)?;
+        service.check_scope(&principal, &tables).await?;
         let resync = Resync::plan(&service.lake, &name, service.config.pipeline(&name)?, &tables).await?;
         resync.request(&service.lake, &reason).await?;
         Ok((StatusCode::ACCEPTED, Json(resync.json())).into_response())
     };
-    noted(&principal, "resync", &name, &reason, requested).await
+    service.noted(&principal, "resync", &name, &reason, requested).await
 }

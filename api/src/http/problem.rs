@@ -22,6 +22,10 @@ use crate::lake::Neighbours;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The id that a request has in its answer, the log and the audit trail.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RequestId(pub(super) String);
+
 /// An error on its way to the client.
 #[derive(Clone, Debug)]
 pub(super) struct HttpProblem {
@@ -98,6 +102,7 @@ impl From<Failure> for HttpProblem {
             // Not what somebody has looked at; of one commit that others outran, time heals it.
             "TABLE_MOVED" if problem.reaction == Reaction::Halt => StatusCode::PRECONDITION_FAILED,
             "IDEMPOTENCY_REUSED" => StatusCode::UNPROCESSABLE_ENTITY,
+            "AUDIT_UNWRITABLE" | "AUDIT_DAMAGED" => StatusCode::SERVICE_UNAVAILABLE,
             _ if problem.reaction == Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -155,9 +160,10 @@ struct Document<'a> {
 }
 
 /// Around everything: gives the request an id, and every error its body.
-pub(super) async fn render(request: Request, next: Next) -> Response {
+pub(super) async fn render(mut request: Request, next: Next) -> Response {
     let id = Uuid::now_v7().to_string();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     let status = response.status();
     let own = response.extensions_mut().remove::<HttpProblem>();

@@ -17,7 +17,6 @@ use uuid::Uuid;
 
 use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
-use super::noted::noted;
 use super::operations::Operation;
 use super::plans::{KeptPlan, PLAN_TIME, Plans};
 use super::preconditions::{idempotency_key, request_digest, required};
@@ -66,7 +65,7 @@ pub(super) async fn preview(
     let config = service.config.pipeline(pipeline)?;
     match names.is_empty() {
         true => service.check_scope_of_all(&principal, pipeline, config).await?,
-        false => service.check_scope(&principal, &names)?,
+        false => service.check_scope(&principal, &names).await?,
     }
     let _permit = service.scan_permit()?;
     let _counted = service.metrics.scan();
@@ -107,8 +106,10 @@ pub(super) async fn confirm(
         let confirmation = confirmation.clone();
         async move { own.confirm(&confirmation).await }
     };
-    let operation = noted(principal, "rollback", id, reason, service.coordinator.run(opening)).await?;
-    Ok(operation.accepted())
+    let plan = service.plans().find(id, &principal.name, Instant::now());
+    let plan = plan.map(|kept| json!({"pipeline": kept.pipeline, "cut": kept.plan.cut, "tables": kept.plan.tables}));
+    let intent = service.intent(principal, "rollback", id, reason, plan.unwrap_or_default()).await?;
+    Ok(service.coordinator.run(intent, opening).await?.accepted())
 }
 
 #[derive(Clone, Debug)]
@@ -139,7 +140,7 @@ impl Service {
         for pipeline in self.config.pipelines.keys() {
             let Some((_, control)) = self.lake.control(pipeline).await? else { continue };
             if let Some(journal) = rollback::repeated(&control, &confirmation.request)? {
-                return self.shown(confirmation, pipeline, journal).map(Some);
+                return self.shown(confirmation, pipeline, journal).await.map(Some);
             }
         }
         Ok(None)
@@ -164,15 +165,23 @@ impl Service {
         };
         let journal = begin(&self.lake, &kept.pipeline, &kept.plan, &asked).await?;
         self.plans().forget(id);
-        self.shown(confirmation, &kept.pipeline, journal)
+        self.shown(confirmation, &kept.pipeline, journal).await
     }
 
     /// A token's tables may be others than when it began the operation.
-    fn shown(&self, confirmation: &Confirmation, pipeline: &str, journal: Journal) -> Result<Operation, HttpProblem> {
+    async fn shown(
+        &self,
+        confirmation: &Confirmation,
+        pipeline: &str,
+        journal: Journal,
+    ) -> Result<Operation, HttpProblem> {
         let Confirmation { principal, .. } = confirmation;
         match principal.may_see_all_of(&journal) {
             true => Ok(Operation::new(pipeline, journal)),
-            false => Err(self.beyond_scope(principal, &journal.id, "the token is not for all tables of the operation")),
+            false => {
+                let detail = "the token is not for all tables of the operation";
+                Err(self.beyond_scope(principal, &journal.id, detail).await)
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use super::problem::HttpProblem;
 use super::tables::Named;
 use super::{Service, Shared};
 use crate::answer;
+use crate::audit::sha256;
 use crate::cli::{self, parse_time};
 use crate::failure::Failure;
 use crate::lake::{Chosen, Neighbours, Point};
@@ -120,6 +121,15 @@ pub(super) async fn get(
         principal = %principal.name, table = %table.name, snapshot_id = id, columns = wish.select.as_deref().unwrap_or("*"),
         is_filtered = filter.is_some(), "rows are read"
     );
+    let detail = json!({
+        "snapshot_id": id.map(|id| id.to_string()),
+        // As they are shown; without any, all that the snapshot has.
+        "columns": wish.select.as_ref().map(|_| columns.iter().map(|name| name.trim()).collect::<Vec<_>>()),
+        "filter_sha256": wish.filter.as_ref().map(|filter| sha256(filter.as_bytes())),
+        "limit": wish.limit,
+        "format": format.media_type(),
+    });
+    let intent = service.audit.read(principal.asks("rows", table.name.to_string(), detail)).await?;
     let (head, metrics) = (chosen.head(&table), service.metrics.clone());
     let limit = wish.limit.map_or(most + 1, |limit| limit.min(most + 1));
     let work = move |pipe: Pipe, wanted: &Wanted| {
@@ -133,6 +143,7 @@ pub(super) async fn get(
         let written = rows::write(&reader, &reading, Some(limit), &mut output, &|| wanted.check());
         let written = written.and_then(|rows| if rows > most { Err(too_many(most)) } else { Ok(rows) });
         metrics.rows(*written.as_ref().unwrap_or(&0));
+        intent.outcome_now(&written, json!({"rows": written.as_ref().ok()}));
         match written {
             Ok(rows) if format == Format::Ndjson => end_of_lines(output.end()?, Ok(json!({"rows": rows}))),
             Ok(_) => output.end(),

@@ -1,11 +1,13 @@
 //! What an operator changes in a pipeline's control table, while a worker may be writing cuts to it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use lakehouse_core::commit::{Control, is_overtaken};
 use lakehouse_core::error::{Problem, Reaction};
 
+use crate::audit::Intent;
 use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
 
@@ -32,6 +34,24 @@ pub(super) async fn on_control<C: Sync, T>(
             other => return other.map_err(moved),
         }
     }
+}
+
+/// Snapshots at which the tables stand, for the audit trail; none where that cannot be told, and nothing without a trail.
+pub(crate) async fn heads<'a>(
+    intent: &Intent,
+    lake: &Lake,
+    tables: impl Iterator<Item = &'a String>,
+) -> BTreeMap<&'a str, Option<String>> {
+    let mut heads = BTreeMap::new();
+    for name in tables.filter(|_| intent.is_kept()) {
+        let table = match name.parse() {
+            Ok(name) => lake.catalog.load(&name, None).await.ok().flatten(),
+            Err(_) => None,
+        };
+        let head = table.and_then(|table| table.snapshot_id()).map(|id| id.to_string());
+        heads.insert(name.as_str(), head);
+    }
+    heads
 }
 
 /// What has moved since a person looked has exit code 3: nothing was changed.

@@ -36,7 +36,7 @@ pub(crate) async fn turn_back(lake: &Lake, pipeline: &str, id: &str, reason: &st
 /// Which tables of an operation are going to be released, and how.
 pub(crate) struct Releases {
     /// By names at the source.
-    releases: BTreeMap<String, Release>,
+    pub(crate) releases: BTreeMap<String, Release>,
     /// Their mirrors.
     pub(crate) tables: Vec<String>,
 }

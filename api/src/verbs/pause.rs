@@ -1,7 +1,7 @@
 //! `pause` and `resume`: a pipeline stands still, and goes on from its cut. Nothing is lost meanwhile; the source holds
 //! what it has not been told to forget.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use crate::answer;
@@ -22,7 +22,9 @@ async fn set(context: &Context, pipeline: Option<&str>, reason: Option<&str>) ->
     let (name, _) = context.config.choose_one(pipeline)?;
     let lake = Lake::open(&context.config).await?;
     let paused = reason.is_some();
-    operate::pause::set(&lake, name, reason).await?;
+    let action = if paused { "pause" } else { "resume" };
+    let intent = context.intent(action, name, reason, Value::Null).await?;
+    intent.outcome(operate::pause::set(&lake, name, reason).await, Value::Null).await?;
     match (context.json, paused) {
         (true, _) => answer::json(&json!({"pipeline": name, "paused": paused}))?,
         (false, true) => answer::line(&format!(

@@ -3,7 +3,7 @@
 
 use lakehouse_core::commit::{Exit as Way, LeaveOut};
 use lakehouse_core::schema::TableName;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::confirm::confirm;
@@ -11,12 +11,12 @@ use crate::answer;
 use crate::cli::{OfOperation, Replay};
 use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
-use crate::operate;
 use crate::operate::operations::find;
 use crate::operate::release::{Releases, check_open, turn_back};
+use crate::operate::{self, heads};
 
 /// Back to the rows before the rollback: of an open operation, or of one whose tables are held.
-pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &str) -> Result<Exit, Failure> {
+pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &'static str) -> Result<Exit, Failure> {
     let (name, _) = context.config.choose_one(arguments.pipeline.as_deref())?;
     let lake = Lake::open(&context.config).await?;
     let journal = find(&lake, name, &arguments.operation).await?;
@@ -28,8 +28,15 @@ pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &str)
         answer::line(&format!("the rows before {} come back in {}", journal.id, tables.join(", ")))?;
     }
     confirm(verb, arguments.yes)?;
-    turn_back(&lake, name, &journal.id, &arguments.reason).await?;
-    let done = operate::rollback::finish(&lake, name, &journal.id).await?;
+    let detail = json!({"pipeline": name, "stage": journal.stage, "tables": journal.tables});
+    let intent = context.intent(verb, &journal.id, Some(&arguments.reason), detail).await?;
+    let ended = async {
+        turn_back(&lake, name, &journal.id, &arguments.reason).await?;
+        operate::rollback::finish(&lake, name, &journal.id).await
+    }
+    .await;
+    let snapshots = heads(&intent, &lake, journal.tables.keys()).await;
+    let done = intent.outcome(ended, json!({"snapshots": snapshots})).await?;
     told(context, name, &done.id, done.tables.keys().cloned().collect(), verb)
 }
 
@@ -64,7 +71,9 @@ async fn release(
         answer::line(&format!("mirrors {what} {}", releases.tables.join(", ")))?;
     }
     confirm(way.as_str(), arguments.yes)?;
-    releases.request(&lake, name).await?;
+    let detail = json!({"pipeline": name, "tables": releases.tables, "releases": releases.releases});
+    let intent = context.intent(way.as_str(), &journal.id, Some(&arguments.reason), detail).await?;
+    intent.outcome(releases.request(&lake, name).await, Value::Null).await?;
     told(context, name, &journal.id, releases.tables, way.as_str())
 }
 

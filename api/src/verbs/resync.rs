@@ -1,5 +1,7 @@
 //! `resync`: tables are copied anew beside what stands there, and take its place in one commit. Shown first, then asked for.
 
+use serde_json::Value;
+
 use super::Context;
 use super::confirm::confirm;
 use crate::answer::{self, or_dash};
@@ -16,7 +18,8 @@ pub(super) async fn run(context: &Context, arguments: &cli::Resync) -> Result<Ex
         print(&resync.tables)?;
     }
     confirm("resync", arguments.yes)?;
-    resync.request(&lake, &arguments.reason).await?;
+    let intent = context.intent("resync", name, Some(&arguments.reason), resync.json()).await?;
+    intent.outcome(resync.request(&lake, &arguments.reason).await, Value::Null).await?;
     match context.json {
         true => answer::json(&resync.json())?,
         false => answer::line(&format!(

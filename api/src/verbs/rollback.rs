@@ -13,6 +13,7 @@ use crate::answer::{self, or_dash};
 use crate::cli::Rollback;
 use crate::failure::{Exit, Failure};
 use crate::lake::{Lake, Point};
+use crate::operate::heads;
 use crate::operate::rollback::{Preview, PreviewedTable, begin, finish, mirrors};
 
 pub(super) async fn run(context: &Context, arguments: &Rollback) -> Result<Exit, Failure> {
@@ -38,19 +39,23 @@ pub(super) async fn run(context: &Context, arguments: &Rollback) -> Result<Exit,
         )
     })?;
     confirm("rollback", arguments.yes)?;
+    let plan = &preview.plan;
+    let detail = json!({"pipeline": name, "cut": plan.cut, "tables": plan.tables});
+    let intent = context.intent("rollback", name, Some(&reason), detail).await?;
     let asked = Asked { id: Uuid::now_v7().to_string(), by: asker(), reason, request: None };
-    let begun = begin(&lake, name, &preview.plan, &asked).await?;
-    let journal = finish(&lake, name, &begun.id).await?;
-    if journal.stage != Stage::RolledBack {
+    let ended = async {
+        let begun = begin(&lake, name, plan, &asked).await?;
+        let journal = finish(&lake, name, &begun.id).await?;
+        if journal.stage == Stage::RolledBack {
+            return Ok(journal);
+        }
         let why = journal.turned.unwrap_or_default();
         let message = format!("a table is not what the plan was made on: {why}; every table has the rows that it had");
-        return Err(Failure::moved(
-            "TABLE_MOVED",
-            journal.id,
-            message,
-            "pause the pipeline, look again, and roll back",
-        ));
+        Err(Failure::moved("TABLE_MOVED", journal.id, message, "pause the pipeline, look again, and roll back"))
     }
+    .await;
+    let snapshots = heads(&intent, &lake, plan.tables.keys()).await;
+    let journal = intent.outcome(ended, json!({"operation": asked.id, "snapshots": snapshots})).await?;
     match context.json {
         true => print(context, &preview, Some(&journal))?,
         false => answer::line(&format!(
