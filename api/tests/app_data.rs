@@ -168,7 +168,7 @@ impl Story<'_> {
     /// Items, a load, kills; then what stands in the lake.
     async fn run(self) {
         let seed = seed();
-        let kills = tier::size("LAKEHOUSE_KILLS", 20, 200);
+        let kills = tier::size("LAKEHOUSE_KILLS", 10, 200);
         eprintln!("kills on DynamoDB: LAKEHOUSE_SEED={seed} LAKEHOUSE_KILLS={kills}");
         let begun = Instant::now();
         let mut rng = Rng::with_seed(seed);

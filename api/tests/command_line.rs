@@ -201,7 +201,7 @@ fn entries(installation: &Installation) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_operators_verb_leaves_its_intent_and_its_outcome() {
     let installation = lake::installation_with("[audit]\nfile = \"audit.jsonl\"\n", &[]).await;
     let installation = installation.variable("USER", "ann");
@@ -245,7 +245,7 @@ async fn an_operators_verb_leaves_its_intent_and_its_outcome() {
     assert_eq!((&report["verdict"], &report["entries"]), (&json!("sound"), &json!(6)), "{report}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_is_written_down_with_its_snapshots_before_and_after() {
     let installation = lake::installation_with("[audit]\nfile = \"audit.jsonl\"\n", &[]).await;
     let snapshots = || {
@@ -283,7 +283,7 @@ async fn a_rollback_is_written_down_with_its_snapshots_before_and_after() {
     assert_eq!(installation.ask(&["audit", "verify"])["entries"], 6);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_written_down_is_not_done() {
     let full = lake::installation_with("[audit]\nfile = \"/dev/full\"\n", &[]).await;
     let verbs = [&["pause", "--reason=x"][..], &["resume"], &["resync", "app.orders", "--yes", "--reason=x"]];

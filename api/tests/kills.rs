@@ -58,7 +58,7 @@ const TABLES: [&str; 8] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_split_however_often_the_worker_is_killed() {
-    let kills = tier::size("LAKEHOUSE_KILLS", 60, 1_000);
+    let kills = tier::size("LAKEHOUSE_KILLS", 40, 1_000);
     let seed = tier::seed();
     eprintln!("kills: LAKEHOUSE_SEED={seed} LAKEHOUSE_KILLS={kills}");
     let begun = Instant::now();

@@ -93,7 +93,7 @@ impl Region {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_split_on_s3_tables_however_often_the_worker_is_killed() {
-    let kills = tier::size("LAKEHOUSE_KILLS", 20, 200);
+    let kills = tier::size("LAKEHOUSE_KILLS", 12, 200);
     let seed = tier::seed();
     eprintln!("kills on S3 Tables: LAKEHOUSE_SEED={seed} LAKEHOUSE_KILLS={kills}");
     let begun = Instant::now();

@@ -166,7 +166,7 @@ async fn a_start_behind_a_shards_end_waits_for_its_children_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_shards_do_no_cut_claims_what_it_has_not_read() {
-    let seeds = tier::size("LAKEHOUSE_SEEDS", 8, 200);
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 6, 200);
     let first = tier::seed();
     eprintln!("claims: LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
     let all: Vec<u64> = (first..first + seeds).collect();

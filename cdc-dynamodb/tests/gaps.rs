@@ -155,7 +155,7 @@ async fn another_stream_under_the_table_is_another_source_until_a_resync() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn histories_with_gaps_and_operators_and_crashes_end_with_the_table() {
-    let seeds = tier::size("LAKEHOUSE_SEEDS", 10, 200);
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 6, 200);
     let first = tier::seed();
     for seed in first..first + seeds {
         eprintln!("a history with gaps: LAKEHOUSE_SEED={seed} LAKEHOUSE_SEEDS=1");

@@ -19,7 +19,7 @@ const AT_ONCE: usize = 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_shards_do_the_mirror_is_the_table_and_the_history_has_each_record_once() {
-    let seeds = tier::size("LAKEHOUSE_SEEDS", 60, 1_000);
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 40, 1_000);
     let first = tier::seed();
     eprintln!("histories of shards: LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
     let all: Vec<u64> = (first..first + seeds).collect();

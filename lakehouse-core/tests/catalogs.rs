@@ -315,7 +315,7 @@ fn rest_keeps_the_contract() {
 
 /// Two processes plan on the same state, again and again: one wins each time, and each knows which.
 async fn race(rig: &Rig) {
-    let rounds = tier::size("LAKEHOUSE_ROUNDS", 200, 1_000);
+    let rounds = tier::size("LAKEHOUSE_ROUNDS", 100, 1_000);
     rig.catalog.create(&name("race"), creation("race")).await.expect("a table");
     let (mut left, mut right) = (Racer::start(rig, "left").await, Racer::start(rig, "right").await);
     let mut wins: BTreeMap<String, usize> = BTreeMap::new();

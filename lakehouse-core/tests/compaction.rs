@@ -88,7 +88,7 @@ async fn all(seeds: std::ops::Range<u64>, faults: bool) -> Total {
 
 #[test]
 fn a_writer_goes_on_through_its_own_compaction_without_a_restart() {
-    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 60, 3_000);
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 30, 3_000);
     let total = block_on(all(seeds, false));
     assert_eq!(total.lives, total.histories, "one life each");
     assert!(total.forwarded > 0, "deletes are forwarded");
@@ -96,7 +96,7 @@ fn a_writer_goes_on_through_its_own_compaction_without_a_restart() {
 
 #[test]
 fn compaction_and_crashes_in_any_order_lose_and_repeat_nothing() {
-    let seeds = 10_000..10_000 + tier::size("LAKEHOUSE_SEEDS", 40, 3_000);
+    let seeds = 10_000..10_000 + tier::size("LAKEHOUSE_SEEDS", 20, 3_000);
     block_on(all(seeds, true));
 }
 
@@ -107,7 +107,7 @@ fn compaction_is_followed_on_s3_tables_and_rest_catalogs_too() {
         for kind in [Kind::Simulator, Kind::Rest] {
             let Some(rig) = Rig::start(kind, TEST).await else { continue };
             let (mut landed, mut snapshots) = (0, 0);
-            for seed in 0..4 {
+            for seed in 0..tier::size("LAKEHOUSE_SEEDS", 2, 40) {
                 let renamed = |inner: Arc<dyn Catalog>| -> Arc<dyn Catalog> {
                     Arc::new(Renamed { inner, suffix: seed.to_string() })
                 };

@@ -53,7 +53,7 @@ fn one_fault(seed: u64, load: Load, plan: Planned) -> (String, impl Future<Outpu
 
 #[test]
 fn a_crash_anywhere_loses_and_repeats_nothing() {
-    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 10, 200);
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 4, 200);
     let (mut runs, mut seen) = (0, Report::default());
     block_on(async {
         for seed in seeds {
@@ -82,7 +82,7 @@ fn a_crash_anywhere_loses_and_repeats_nothing() {
 
 #[test]
 fn a_lost_or_wrong_or_late_answer_anywhere_loses_and_repeats_nothing() {
-    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 2, 40);
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 1, 40);
     block_on(async {
         for seed in seeds {
             let load = Load { transactions: 4, wide: false };
@@ -98,7 +98,7 @@ fn a_lost_or_wrong_or_late_answer_anywhere_loses_and_repeats_nothing() {
 
 #[test]
 fn many_faults_at_random_lose_and_repeat_nothing() {
-    let seeds = 1_000..1_000 + tier::size("LAKEHOUSE_SEEDS", 75, 20_000);
+    let seeds = 1_000..1_000 + tier::size("LAKEHOUSE_SEEDS", 40, 20_000);
     block_on(async {
         let histories = seeds.map(|seed| {
             let load = Load { transactions: 6, wide: seed % 2 == 0 };
@@ -114,7 +114,7 @@ fn many_faults_at_random_lose_and_repeat_nothing() {
 
 #[test]
 fn a_worker_that_wakes_up_behind_its_successor_changes_nothing() {
-    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 75, 20_000);
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 40, 20_000);
     block_on(async {
         let histories = seeds.map(|seed| (format!("seed {seed}"), duel(seed, Planted::none())));
         let (runs, report) = all(histories).await;

@@ -33,14 +33,14 @@ const AT_ONCE: u64 = 4;
 /// Transactions of one pipeline's source.
 const TRANSACTIONS: usize = 30;
 /// Rewrites that land between two commits of ours, at least.
-const REWRITES: usize = 20;
+const REWRITES: usize = 8;
 /// Of so many commits to mirrors one is overtaken by a rewrite of that mirror.
 const OVERTAKEN: usize = 10;
 /// Mirrors that change in nearly every transaction.
 const TABLES: [&str; 3] = ["left", "right", "things"];
 
 fn commits_wanted() -> u64 {
-    tier::size("LAKEHOUSE_COMMITS", 120, 3_000)
+    tier::size("LAKEHOUSE_COMMITS", 60, 3_000)
 }
 
 /// Who rewrites.

@@ -34,6 +34,8 @@ use testkit::tier;
 const LARGEST: u64 = 4 << 20;
 /// Commits in all, shared out among tables that are different.
 const COMMITS: usize = 100_000;
+/// Of the normal tier.
+const SOME_COMMITS: usize = 25_000;
 /// Of so many commits to a mirror one carries files: writing manifests is most of what a commit costs here, and metadata
 /// does not know what is in them. In the long run every commit does.
 const WITH_FILES: usize = 10;
@@ -309,7 +311,7 @@ async fn control(catalog: Arc<InMemory>, commits: usize, tables: usize) -> Run {
 
 #[test]
 fn metadata_stays_below_its_bound_and_what_is_protected_stays_in_it() {
-    let (commits, with_files) = (COMMITS, if tier::long() { 1 } else { WITH_FILES });
+    let (commits, with_files) = if tier::long() { (COMMITS, 1) } else { (SOME_COMMITS, WITH_FILES) };
     block_on(async {
         let folder = temporary_folder();
         let catalog = open(folder.path());

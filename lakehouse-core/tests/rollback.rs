@@ -348,7 +348,7 @@ async fn check(world: &World, seed: u64) -> Result<usize, Violation> {
 #[test]
 fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
     let first = tier::seed();
-    let seeds = tier::size("LAKEHOUSE_SEEDS", 100, 2_000);
+    let seeds = tier::size("LAKEHOUSE_SEEDS", 60, 2_000);
     println!("LAKEHOUSE_SEED={first} LAKEHOUSE_SEEDS={seeds}");
     let count = Arc::new(Count::default());
     let snapshots: usize = block_on(async {
