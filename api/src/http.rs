@@ -7,6 +7,7 @@
 
 mod auth;
 mod body;
+mod console;
 mod coordinator;
 mod diff;
 mod etag;

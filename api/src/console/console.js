@@ -1,0 +1,130 @@
+// The page: who is looking at it, and which view the address names. A view draws into `main` and ends with its signal.
+
+import { events, me, signIn, signInAgain, signOut } from "./api.js";
+import { codeView } from "./codes.js";
+import { button, el } from "./dom.js";
+import { attempt, empty, field, form, trouble } from "./forms.js";
+import { operationView, operationsView } from "./operations.js";
+import { overview } from "./overview.js";
+import { rollbackView } from "./rollback.js";
+import { tableView } from "./table.js";
+import { forget } from "./watch.js";
+
+const VIEWS = [
+  ["", "Overview", overview],
+  ["tables/*/*", "Table", tableView],
+  ["rollback/*", "Roll back", rollbackView],
+  ["operations", "Operations", operationsView],
+  ["operations/*", "Operation", operationView],
+  ["codes/*", "Code", codeView],
+];
+const MAIN = document.getElementById("main");
+const NAVIGATION = [["#/", "Overview"], ["#/operations", "Operations"]];
+
+let leaving = new AbortController();
+
+function show() {
+  if (me === null) return askWho();
+  leaving.abort();
+  leaving = new AbortController();
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  let parts;
+  try {
+    parts = path.split("/").map(decodeURIComponent);
+  } catch {
+    parts = ["?"];
+  }
+  const fits = pattern => {
+    const wanted = pattern.split("/");
+    return wanted.length === parts.length && wanted.every((part, place) => part === "*" || part === parts[place]);
+  };
+  const [pattern, name, view] = VIEWS.find(([pattern]) => fits(pattern)) ?? [null, "Not here", nowhere];
+  const named = (pattern ?? "").split("/").flatMap((part, place) => (part === "*" ? [parts[place]] : []));
+  document.title = `${[...named.slice(-1), name].join(" · ")} · lakehouse`;
+  // A place of its own: what a view that was left still draws is drawn into nothing.
+  const place = el("div");
+  MAIN.replaceChildren(place);
+  frame();
+  view(place, named, leaving.signal, new URLSearchParams(query)).catch(error => {
+    if (error.name !== "AbortError") place.append(trouble(error));
+  });
+  window.scrollTo(0, 0);
+}
+
+async function nowhere(main) {
+  main.append(el("h1", {}, "Not here"), empty("This console has no such view."));
+}
+
+// What stands around each view.
+function frame() {
+  const isHere = address => (location.hash || "#/").split("?")[0] === address && "page";
+  document.getElementById("views").replaceChildren(...(me === null ? [] : NAVIGATION.map(([address, name]) => el("a", { href: address, "aria-current": isHere(address) }, name))));
+  const tables = me?.tables.includes("*.*") ? "all tables" : me?.tables.join(", ");
+  document.getElementById("viewer").replaceChildren(...(me === null ? [] : [
+    el("span", {}, me.principal, " ", el("span", { class: "quiet" }, `${me.role}, ${tables}`)), " ",
+    button("Sign out", () => {
+      signOut();
+      forget();
+      leaving.abort();
+      askWho();
+    }, { class: "small" }),
+  ]));
+}
+
+function whoForm(done) {
+  const place = el("div");
+  const token = el("input", { type: "password", autocomplete: "off", autocapitalize: "off", spellcheck: "false", name: "token" });
+  const isKept = el("input", { type: "checkbox", name: "kept" });
+  const enter = el("button", { type: "submit", class: "main" }, "Sign in");
+  const without = button("Without a token", () => attempt(place, [enter, without], async () => {
+    await signIn("", false);
+    done();
+  }));
+  return form(
+    () => attempt(place, [enter, without], async () => {
+      await signIn(token.value.trim(), isKept.checked);
+      token.value = "";
+      done();
+    }),
+    field("Token", token, "One of [api.auth]. It stays in this tab and is sent to this service only."),
+    el("label", { class: "box" }, isKept, " Keep it until the tab is closed, over a reload"),
+    el("div", { class: "buttons" }, enter, without),
+    window.isSecureContext ? null : el("p", { class: "note" }, "This page has come over plain HTTP from another machine: who is on the way can read the token. Use a proxy that ends TLS."),
+    place);
+}
+
+function askWho() {
+  document.title = "Sign in · lakehouse";
+  frame();
+  MAIN.replaceChildren(el("div", { class: "narrow" }, el("h1", {}, "Sign in"), whoForm(show)));
+  MAIN.querySelector("[name=token]").focus();
+}
+
+// A token that has run out: whoever comes back in finds what they had typed.
+events.addEventListener("out", () => {
+  const dialog = el("dialog", { "aria-label": "Sign in again", close: () => dialog.remove() });
+  dialog.append(el("h2", {}, "Sign in again"), el("p", {}, "The service no longer takes the token."), whoForm(() => {
+    dialog.close();
+    frame();
+  }));
+  document.body.append(dialog);
+  dialog.showModal();
+});
+
+document.querySelector(".skip").addEventListener("click", event => {
+  // Its address would be taken for a view's.
+  event.preventDefault();
+  MAIN.focus();
+});
+window.addEventListener("hashchange", () => {
+  show();
+  if (me !== null) MAIN.focus({ preventScroll: true });
+});
+
+try {
+  if (await signInAgain()) show();
+  else askWho();
+} catch (error) {
+  askWho();
+  MAIN.append(trouble(error));
+}

@@ -1,0 +1,110 @@
+// Rollbacks that were begun: all of them, and one with its stage and its ways out.
+
+import { get, operates } from "./api.js";
+import { button, el, facts, link, redraw, table, tableLink, tell } from "./dom.js";
+import { empty, loading, trouble } from "./forms.js";
+import { abort, accept, replay, resync, undo } from "./verbs.js";
+import { look, ownerOf, watch } from "./watch.js";
+import { code, dash, state, time } from "./words.js";
+
+const FORWARD = ["forward", "rolled_back"];
+const BACK = ["back", "released"];
+// Between two looks at an operation that is under way, in milliseconds.
+const POLL = 1_000;
+const STAGES = {
+  forward: "The tables go to their targets, one after the other.",
+  rolled_back: "Every table stands at its target.",
+  back: "The tables go back to the rows that they had.",
+  released: "Every table has the rows that it had before.",
+};
+
+export async function operationsView(main, _, signal) {
+  const place = el("div", {}, loading("Operations"));
+  main.append(el("h1", {}, "Operations"), place);
+  const load = async () => {
+    try {
+      const { operations } = await get("operations", signal);
+      operations.sort((one, other) => other.begun_at.localeCompare(one.begun_at));
+      const row = one => [
+        time(one.begun_at), state(one.stage), one.by, one.reason, one.pipeline, Object.keys(one.tables).join(", "),
+        el("a", { href: link(["operations", one.id]), id: `operation-${one.id}` }, "Look at it"),
+      ];
+      const head = ["Begun", "Stage", "By", "Reason", "Pipeline", "Tables", ""];
+      redraw(place, operations.length === 0 ? empty("No rollbacks, or none whose tables this token may see.") : table("Operations", head, operations.map(row)));
+    } catch (error) {
+      if (error.name !== "AbortError") redraw(place, trouble(error));
+    }
+  };
+  await load();
+  watch(signal, load);
+}
+
+export async function operationView(main, [id], signal) {
+  const place = el("div", {}, loading("Operation"));
+  main.append(el("h1", {}, "Operation"), place);
+  let stage = null;
+  let timer = null;
+  signal.addEventListener("abort", () => clearTimeout(timer));
+
+  const load = async () => {
+    clearTimeout(timer);
+    try {
+      const [operation, { operations }] = await Promise.all([get(`operations/${encodeURIComponent(id)}`, signal), get("operations", signal)]);
+      if (stage !== null && stage !== operation.stage) tell(`The operation's stage is ${operation.stage}`);
+      stage = operation.stage;
+      redraw(place, show(operation, operations, load));
+      if (stage === "forward" || stage === "back") timer = setTimeout(load, POLL);
+    } catch (error) {
+      if (error.name !== "AbortError") redraw(place, trouble(error));
+    }
+  };
+  await load();
+  watch(signal, load);
+}
+
+function show(operation, operations, load) {
+  const names = Object.keys(operation.tables);
+  const stands = name => ownerOf(name)?.table;
+  // A table is held by the last operation that has touched it.
+  const isLast = name => operations.filter(one => name in one.tables).every(one => one.begun_at <= operation.begun_at);
+  const held = names.filter(name => operation.stage === "rolled_back" && stands(name)?.state === "paused_diverged" && isLast(name));
+  const row = name => {
+    const { source, head, target, position, target_position } = operation.tables[name];
+    const own = stands(name);
+    return [el("a", { href: tableLink(name) }, name), source, own ? [state(own.state), " ", code(own.code)] : "–",
+      el("code", {}, `${dash(position)} → ${dash(target_position)}`), el("code", {}, `${head} → ${target}`)];
+  };
+  const head = ["Table", "Source", "State now", "Position → target's", "Head → target"];
+  return [
+    facts([
+      ["Id", el("code", {}, operation.id)], ["Pipeline", operation.pipeline], ["By", operation.by], ["Begun", time(operation.begun_at)],
+      ["Reason", operation.reason], ["Turned back because", operation.turned],
+    ]),
+    stages(operation),
+    table("Tables of the operation", head, names.map(row)),
+    operates() && exits(operation, held, load),
+  ];
+}
+
+function stages({ stage }) {
+  const way = BACK.includes(stage) ? BACK : FORWARD;
+  return el("div", {},
+    el("ol", { class: "stages", "aria-label": "Stage" }, way.map(one => el("li", { "aria-current": one === stage && "step" }, state(one)))),
+    el("p", {}, STAGES[stage]));
+}
+
+function exits(operation, held, load) {
+  const done = () => look().then(load);
+  if (operation.stage === "forward") return el("div", { class: "buttons" }, button("Abort", () => abort(operation, done), { id: "abort" }));
+  if (held.length === 0) return operation.stage === "rolled_back" && empty("Its tables are held no longer.");
+  return el("section", {},
+    el("h2", {}, "Ways out"),
+    el("p", {}, `Held: ${held.join(", ")}. Their mirrors take no changes until one of these is chosen; histories and all other tables go on.`),
+    el("ul", { class: "ways" },
+      way("Undo", "The rows from before the rollback, and all changes since.", () => undo(operation, done)),
+      way("Replay", "The target's rows and all changes since it, but those that you leave out.", () => replay(operation, done)),
+      way("Accept", "The target's rows, and the changes since the rollback.", () => accept(operation, done)),
+      way("Resync", "What the source has.", () => resync(operation.pipeline, held, done))));
+}
+
+const way = (name, text, act) => el("li", {}, button(name, act, { id: `way-${name.toLowerCase()}` }), " ", text);

@@ -1,0 +1,65 @@
+// How pipelines stand, asked for every five seconds while somebody is signed in, and what they were like since the page was
+// opened. The one place that asks again by itself; views listen.
+
+import { events, get, me, now } from "./api.js";
+import { since } from "./words.js";
+
+const EVERY = 5_000;
+// An hour of them.
+const POINTS = 720;
+
+export const watched = { pipelines: null, problem: null, rings: new Map() };
+
+const listeners = new Set();
+let timer = null;
+
+// Calls back after each look, and at once if there was one; until the signal.
+export function watch(signal, heard) {
+  listeners.add(heard);
+  signal.addEventListener("abort", () => listeners.delete(heard));
+  if (watched.pipelines !== null) heard();
+}
+
+// Looks now: something was changed from here.
+export async function look() {
+  clearTimeout(timer);
+  if (me === null) return;
+  const mine = (timer = setTimeout(look, EVERY));
+  try {
+    watched.pipelines = (await get("pipelines")).pipelines;
+    watched.problem = null;
+    watched.pipelines.forEach(remember);
+  } catch (error) {
+    watched.problem = error;
+  }
+  // Somebody may have signed out, or looked again, meanwhile.
+  if (me !== null && mine === timer) listeners.forEach(heard => heard());
+}
+
+// The lag, where the service knows it; else the age of the cut.
+export const behind = pipeline => pipeline.lag_seconds ?? (pipeline.cut ? since(pipeline.cut.committed_at) : null);
+
+function remember(pipeline) {
+  const ring = watched.rings.get(pipeline.name) ?? [];
+  ring.push({ at: now(), value: behind(pipeline) });
+  if (ring.length > POINTS) ring.shift();
+  watched.rings.set(pipeline.name, ring);
+}
+
+function forget() {
+  Object.assign(watched, { pipelines: null, problem: null, rings: new Map() });
+  clearTimeout(timer);
+}
+
+events.addEventListener("in", look);
+events.addEventListener("out", () => clearTimeout(timer));
+export { forget };
+
+// The pipeline of a table, and how it stands there; a table that no pipeline has gives nothing.
+export function ownerOf(name) {
+  for (const pipeline of watched.pipelines ?? []) {
+    const table = pipeline.tables.find(table => table.table === name);
+    if (table) return { pipeline, table };
+  }
+  return null;
+}
