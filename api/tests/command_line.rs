@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::Installation;
-use crate::support::lake::CONFIG;
+use crate::support::lake::{self, CONFIG};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
