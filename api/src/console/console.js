@@ -61,7 +61,7 @@ function frame() {
   document.getElementById("views").replaceChildren(...(me === null ? [] : NAVIGATION.map(([address, name]) => el("a", { href: address, "aria-current": isHere(address) }, name))));
   const tables = me?.tables.includes("*.*") ? "all tables" : me?.tables.join(", ");
   document.getElementById("viewer").replaceChildren(...(me === null ? [] : [
-    el("span", {}, me.principal, " ", el("span", { class: "quiet" }, `${me.role}, ${tables}`)), " ",
+    el("span", {}, me.principal, " ", el("span", { class: "quiet" }, `role ${me.role}, ${tables}`)), " ",
     button("Sign out", () => {
       signOut();
       forget();

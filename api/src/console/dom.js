@@ -68,14 +68,16 @@ export function redraw(parent, ...children) {
 
 // Rows are lists of cells. The box scrolls by itself, so that the page never gets wider than a phone.
 export function table(label, head, rows, attributes = {}) {
-  const heading = name => el("th", { scope: "col" }, name);
+  const heading = name => (name instanceof HTMLTableCellElement ? name : el("th", { scope: "col" }, name));
   const cell = value => (value instanceof HTMLTableCellElement ? value : el("td", {}, value));
   const line = row => (row instanceof HTMLTableRowElement ? row : el("tr", {}, row.map(cell)));
   const grid = el("table", {}, el("thead", {}, el("tr", {}, head.map(heading))), el("tbody", {}, rows.map(line)));
   return el("div", { class: "scrolls", role: "region", "aria-label": label, tabindex: "0", ...attributes }, grid);
 }
 
+// Of numbers.
 export const right = (...children) => el("td", { class: "right" }, ...children);
+export const rightHead = name => el("th", { scope: "col", class: "right" }, name);
 
 // Pairs of a name and a value; pairs without a value are left out.
 export function facts(pairs) {

@@ -4,7 +4,7 @@ import { get, operates } from "./api.js";
 import { button, el, facts, link, redraw, table, tableLink, tell } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { abort, accept, replay, resync, undo } from "./verbs.js";
-import { look, ownerOf, watch } from "./watch.js";
+import { look, watch } from "./watch.js";
 import { code, dash, state, time } from "./words.js";
 
 const FORWARD = ["forward", "rolled_back"];
@@ -49,10 +49,13 @@ export async function operationView(main, [id], signal) {
   const load = async () => {
     clearTimeout(timer);
     try {
-      const [operation, { operations }] = await Promise.all([get(`operations/${encodeURIComponent(id)}`, signal), get("operations", signal)]);
+      const operation = await get(`operations/${encodeURIComponent(id)}`, signal);
+      // Read behind it: how its tables stand now, and not at the last look.
+      const [{ tables }, { operations }] = await Promise.all(
+        [`pipelines/${encodeURIComponent(operation.pipeline)}`, "operations"].map(target => get(target, signal)));
       if (stage !== null && stage !== operation.stage) tell(`The operation's stage is ${operation.stage}`);
       stage = operation.stage;
-      redraw(place, show(operation, operations, load));
+      redraw(place, show(operation, tables, operations, load));
       if (stage === "forward" || stage === "back") timer = setTimeout(load, POLL);
     } catch (error) {
       if (error.name !== "AbortError") redraw(place, trouble(error));
@@ -62,9 +65,9 @@ export async function operationView(main, [id], signal) {
   watch(signal, load);
 }
 
-function show(operation, operations, load) {
+function show(operation, tables, operations, load) {
   const names = Object.keys(operation.tables);
-  const stands = name => ownerOf(name)?.table;
+  const stands = name => tables.find(one => one.table === name);
   // A table is held by the last operation that has touched it.
   const isLast = name => operations.filter(one => name in one.tables).every(one => one.begun_at <= operation.begun_at);
   const held = names.filter(name => operation.stage === "rolled_back" && stands(name)?.state === "paused_diverged" && isLast(name));
@@ -72,7 +75,7 @@ function show(operation, operations, load) {
     const { source, head, target, position, target_position } = operation.tables[name];
     const own = stands(name);
     return [el("a", { href: tableLink(name) }, name), source, own ? [state(own.state), " ", code(own.code)] : "–",
-      el("code", {}, `${dash(position)} → ${dash(target_position)}`), el("code", {}, `${head} → ${target}`)];
+      el("code", {}, `${position} → ${target_position ?? "unknown"}`), el("code", {}, `${head} → ${target}`)];
   };
   const head = ["Table", "Source", "State now", "Position → target's", "Head → target"];
   return [
@@ -102,7 +105,8 @@ function exits(operation, held, load) {
     el("p", {}, `Held: ${held.join(", ")}. Their mirrors take no changes until one of these is chosen; histories and all other tables go on.`),
     el("ul", { class: "ways" },
       way("Undo", "The rows from before the rollback, and all changes since.", () => undo(operation, done)),
-      way("Replay", "The target's rows and all changes since it, but those that you leave out.", () => replay(operation, done)),
+      // Of rows whose position is not known nobody can tell which changes come after them.
+      held.every(name => operation.tables[name].target_position) && way("Replay", "The target's rows and all changes since it, but those that you leave out.", () => replay(operation, done)),
       way("Accept", "The target's rows, and the changes since the rollback.", () => accept(operation, done)),
       way("Resync", "What the source has.", () => resync(operation.pipeline, held, done))));
 }

@@ -1,15 +1,15 @@
 // Pipelines and tables as they stand.
 
 import { get, operates, tableAt } from "./api.js";
-import { button, el, facts, link, redraw, right, table, tableLink } from "./dom.js";
+import { button, el, facts, link, redraw, right, rightHead, table, tableLink } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { lagPlot } from "./plot.js";
 import { pause, resume, resync } from "./verbs.js";
 import { ownerOf, watch, watched } from "./watch.js";
 import { ago, code, count, dash, duration, many, state, time } from "./words.js";
 
-// Tables are asked for with every sixth look at the pipelines.
-const LOOKS = 6;
+// Looks at the pipelines after which tables are asked for again, at least where one has a newer snapshot, and at most.
+const [SOON, LATE] = [2, 6];
 
 export async function overview(main, _, signal) {
   const [pipelines, tables] = [el("div", { class: "cards" }), el("div")];
@@ -26,7 +26,9 @@ export async function overview(main, _, signal) {
     if (known !== null) redraw(tables, listed(known, wanted.value.trim(), health));
     health.see();
   };
+  const isOld = () => known?.some(one => (ownerOf(one.table)?.table.snapshot_id ?? one.snapshot_id) !== one.snapshot_id);
   const load = async () => {
+    looks = 0;
     try {
       known = (await get("tables", signal)).tables;
       draw();
@@ -38,7 +40,7 @@ export async function overview(main, _, signal) {
     redraw(pipelines, watched.problem && trouble(watched.problem), (watched.pipelines ?? []).map(card),
       watched.pipelines?.length === 0 && empty("This service has no pipelines."));
     looks += 1;
-    if (looks % LOOKS === 0) load();
+    if (looks >= LATE || (looks >= SOON && isOld())) load();
     else draw();
   });
   await load();
@@ -73,14 +75,14 @@ function listed(tables, part, health) {
     const stands = ownerOf(one.table)?.table;
     return el("tr", { "data-table": one.table },
       el("td", {}, el("a", { href: tableLink(one.table), id: `table-${one.table}` }, one.table)),
-      el("td", {}, one.kind),
       el("td", {}, stands ? state(stands.state) : "–", stands?.quarantined > 0 && ` ${count(stands.quarantined)} in quarantine`),
       el("td", {}, dash(code(stands?.code))),
       right(ago(one.committed_at)),
       right(count(stands?.rows ?? one.rows)),
+      el("td", {}, one.kind),
       right(health.of(one)));
   };
-  return table("Tables", ["Table", "Kind", "State", "Code", "Committed", "Rows", "Health"], shown.map(row));
+  return table("Tables", ["Table", "State", "Code", rightHead("Committed"), rightHead("Rows"), "Kind", rightHead("Health")], shown.map(row));
 }
 
 // Scores of tables that have come into view, one call at a time: each reads the table's manifests.

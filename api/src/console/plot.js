@@ -15,9 +15,9 @@ function figure(name, told, ...drawn) {
 
 const word = (x, y, text, anchor = "start") => svg("text", { x, y, "text-anchor": anchor }, text);
 
-// What the newest snapshots have changed: above the line what came (inserted filled, updated striped), below it what went.
+// What the newest snapshots have changed, but for copies, beside which all others would be nothing: above the line what came (inserted filled, updated striped), below it what went.
 export function changesPlot(snapshots) {
-  const shown = snapshots.filter(one => one.inserted !== null).slice(-BARS);
+  const shown = snapshots.filter(one => one.inserted !== null && one.kind !== "copy").slice(-BARS);
   if (shown.length === 0) return null;
   const up = Math.max(...shown.map(one => one.inserted + one.updated));
   const down = Math.max(...shown.map(one => one.deleted));

@@ -1,11 +1,11 @@
 // A rollback in four steps: the target, what it would do, why, and the confirmation of exactly what was shown. What has
 // moved meanwhile is shown, and looked at again; what was typed stays.
 
-import { Problem, get, me, operates, post, tableAt } from "./api.js";
-import { button, el, facts, link, right, table, tableLink, tell } from "./dom.js";
+import { Problem, get, me, now, operates, post, tableAt } from "./api.js";
+import { button, el, facts, link, right, rightHead, table, tableLink, tell } from "./dom.js";
 import { attempt, choice, empty, field, form, loading, reasonField, trouble } from "./forms.js";
 import { look } from "./watch.js";
-import { count, dash, duration, many, since, time } from "./words.js";
+import { count, dash, duration, many, time } from "./words.js";
 
 const STEPS = ["Target", "Preview", "Reason", "Confirm"];
 const PAUSE = "On a table that never rests, pause the pipeline first and resume it afterwards: then nothing moves in between.";
@@ -65,7 +65,7 @@ class Rollback {
     const done = [() => this.targetInWords(), () => this.planInWords(), () => this.reason, () => ""];
     const step = (name, number) => {
       const isNow = number === this.step;
-      const summary = number < this.step && [el("span", { class: "summary" }, done[number]()), " ", button("Change", () => this.go(number), { class: "small" })];
+      const summary = number < this.step && [el("span", { class: "summary" }, done[number]()), " ", button(number === 1 ? "Show" : "Change", () => this.go(number), { class: "small" })];
       return el("li", { "aria-current": isNow && "step" }, el("div", { class: "beside" }, el("h2", { tabindex: "-1" }, name), summary), isNow && bodies[number](), isNow && this.trouble);
     };
     this.place.replaceChildren(el("ol", { class: "steps" }, STEPS.map(step)));
@@ -169,10 +169,10 @@ class Rollback {
       el("a", { href: tableLink(one.table) }, one.table),
       right(`+${count(one.inserted)}`), right(`~${count(one.updated)}`), right(`-${count(one.deleted)}`),
       right(count(one.snapshots_undone)),
-      el("code", {}, `${dash(one.position)} → ${dash(one.target_position)}`),
+      el("code", {}, `${one.position} → ${one.target_position ?? "unknown"}`),
       one.exits.join(", "),
     ];
-    const head = ["Table", "Rows that come back", "change", "go", "Snapshots undone", "Position → target's", "Ways out"];
+    const head = ["Table", ...["Rows that come back", "change", "go", "Snapshots undone"].map(rightHead), "Position → target's", "Ways out"];
     const again = button("Look again", () => this.preview([again], plan));
     return el("div", {},
       moved,
@@ -205,10 +205,10 @@ class Rollback {
 
   drawConfirm() {
     const { plan } = this;
-    const left = -since(plan.expires_at);
+    const left = (Date.parse(plan.expires_at) - now()) / 1000;
     const go = el("button", { type: "submit", class: "danger" }, `Roll back ${many(plan.tables.length, "table")}`);
     return form(() => this.confirm([go]),
-      facts([["Tables", plan.tables.map(one => one.table).join(", ")], ["Reason", this.reason], ["By", me.principal], ["Plan until", [time(plan.expires_at), left > 0 && ` (${duration(left)} left)`]]]),
+      facts([["Tables", plan.tables.map(one => one.table).join(", ")], ["Reason", this.reason], ["By", me.principal], ["Plan until", [time(plan.expires_at), left > 0 ? `, ${duration(left)} left` : ", which is over"]]]),
       el("p", {}, "Afterwards the tables are held: they take no changes until somebody chooses undo, replay, accept or a resync."),
       el("div", { class: "buttons" }, go));
   }
@@ -240,16 +240,16 @@ class Rollback {
 }
 
 // Of tables: what was looked at and what stands there now.
-function moves(before, now) {
+function moves(before, after) {
   const then = new Map(before.tables.map(one => [one.table, one]));
-  const moved = now.tables.filter(one => then.get(one.table)?.head !== one.head);
+  const moved = after.tables.filter(one => then.get(one.table)?.head !== one.head);
   if (moved.length === 0) return el("p", { class: "note" }, "Looked at again: no table has moved.");
   const row = one => {
     const old = then.get(one.table);
     return [one.table, el("code", {}, `${dash(old?.head)} → ${one.head}`), el("code", {}, `${dash(old?.position)} → ${dash(one.position)}`), right(count(one.snapshots_undone - (old?.snapshots_undone ?? 0)))];
   };
   return el("div", { class: "note" }, el("p", {}, "These tables have moved since the preview before; nothing was changed. Below is what a rollback would do now."),
-    table("What has moved", ["Table", "Head", "Position", "More snapshots"], moved.map(row)));
+    table("What has moved", ["Table", "Head", "Position", rightHead("More snapshots")], moved.map(row)));
 }
 
 function lost(plan) {

@@ -2,7 +2,7 @@
 
 import { call, get, lines, tableAt } from "./api.js";
 import { cell, members } from "./cells.js";
-import { button, el, facts, link, table, tell } from "./dom.js";
+import { button, el, facts, link, rightHead, table } from "./dom.js";
 import { attempt, choice, empty, field, form, loading, trouble } from "./forms.js";
 import { changes, time } from "./words.js";
 
@@ -85,7 +85,8 @@ function grid(label, found) {
     return el("tr", { class: change ?? "" }, names.map(name =>
       (name === "_change" && change !== null ? el("td", { class: "change" }, CHANGES[change] ?? change) : cell(values.get(name)))));
   };
-  const heads = names.map((name, place) => (place === 0 && name === "_change" ? "Change" : name));
+  const isNumber = place => /^-?\d/.test(found.find(row => row[place]?.[1] !== "null")?.[place]?.[1] ?? "");
+  const heads = names.map((name, place) => (place === 0 && name === "_change" ? "Change" : isNumber(place) ? rightHead(name) : name));
   return table(label, heads, found.map(row), { class: "scrolls tall rows" });
 }
 

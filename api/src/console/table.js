@@ -1,7 +1,7 @@
 // One table: its past as a list of snapshots, and what stands in the one that is picked.
 
 import { get, me, operates, tableAt } from "./api.js";
-import { button, el, facts, link, redraw, right, table, tell } from "./dom.js";
+import { button, el, facts, link, redraw, right, rightHead, table, tell } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { changesPlot, lagPlot } from "./plot.js";
 import { pick } from "./snapshot.js";
@@ -15,8 +15,8 @@ const SHOWN = 100;
 export async function tableView(main, [namespace, name], signal, asked) {
   const full = `${namespace}.${name}`;
   const at = tableAt(full);
-  const [head, plots, past, picked, more] = ["div", "div", "div", "section", "div"].map(kind => el(kind));
-  main.append(el("h1", {}, full), head, plots, el("h2", {}, "Snapshots"), past, picked, more);
+  const [head, plots, past, picked, refs, more] = ["div", "div", "div", "section", "div", "div"].map(kind => el(kind));
+  main.append(el("h1", {}, full), head, plots, el("h2", {}, "Snapshots"), past, picked, el("h2", {}, "References"), refs, more);
   head.append(loading("Table"));
   past.append(loading("Snapshots"));
   let described = null;
@@ -72,7 +72,7 @@ export async function tableView(main, [namespace, name], signal, asked) {
       el("td", {}, one.tags.map(tag => el("span", { class: "tag" }, tag))),
       el("td", {}, el("code", {}, one.from || one.to ? `${dash(one.from)} → ${dash(one.to)}` : "–")),
       el("td", {}, button(one.snapshot_id, () => choose(one.snapshot_id), { class: "small", id: `pick-${one.snapshot_id}`, "aria-label": `Pick snapshot ${one.snapshot_id}` })));
-    const head = ["Committed", "Kind", "Changes", "Tags", "From → to", "Snapshot"];
+    const head = ["Committed", "Kind", rightHead("Changes"), "Tags", "From → to", "Snapshot"];
     redraw(past, table("Snapshots, newest first", head, newest.slice(0, shown).map(row), { class: "scrolls tall" }),
       newest.length > shown && button(`Show ${Math.min(SHOWN, newest.length - shown)} older of ${count(newest.length)}`, () => {
         shown += SHOWN;
@@ -82,12 +82,13 @@ export async function tableView(main, [namespace, name], signal, asked) {
 
   const load = async () => {
     try {
-      const [now, then] = await Promise.all([get(at, signal), get(`${at}/snapshots`, signal)]);
+      const [now, then, named] = await Promise.all(["", "/snapshots", "/refs"].map(part => get(`${at}${part}`, signal)));
       const isNew = described === null;
       [described, snapshots] = [now, then.snapshots];
       drawHead();
       drawPlots();
       drawPast();
+      redraw(refs, references(named.refs));
       if (isNew) {
         about(more, at, described, signal);
         if (snapshots.some(one => one.snapshot_id === chosen)) choose(chosen);
@@ -109,23 +110,21 @@ export async function tableView(main, [namespace, name], signal, asked) {
   });
 }
 
-// What changes seldom: references, columns, how well the table can be read.
+const references = refs => (refs.length === 0 ? empty("None.")
+  : table("References", ["Name", "Kind", "Snapshot"], refs.map(one => [el("span", { class: "tag" }, one.name), one.kind, el("code", {}, one.snapshot_id)])));
+
+// What changes seldom: columns, and how well the table can be read.
 async function about(place, at, { columns, kind }, signal) {
-  const [refs, health] = [el("div"), el("div")];
+  const row = one => [one.name, el("code", {}, one.type), one.required ? "required" : "", one.doc ?? ""];
+  const health = el("div", {}, loading("Health"));
   const isMeasured = kind === "mirror" || kind === "history";
-  place.append(el("h2", {}, "References"), refs, isMeasured && el("h2", {}, "Health"), health, el("h2", {}, "Columns"),
-    table("Columns", ["Name", "Type", "", "At the source"], columns.map(one => [one.name, el("code", {}, one.type), one.required ? "required" : "", one.doc ?? ""])));
-  const show = async (where, target, draw) => {
-    where.replaceChildren(loading("Asking"));
-    try {
-      where.replaceChildren(draw(await get(target, signal)));
-    } catch (error) {
-      if (error.name !== "AbortError") where.replaceChildren(trouble(error));
-    }
-  };
-  await show(refs, `${at}/refs`, found => (found.refs.length === 0 ? empty("None.")
-    : table("References", ["Name", "Kind", "Snapshot"], found.refs.map(one => [el("span", { class: "tag" }, one.name), one.kind, el("code", {}, one.snapshot_id)]))));
-  if (isMeasured) await show(health, `${at}/health`, measures);
+  place.append(...(isMeasured ? [el("h2", {}, "Health"), health] : []), el("h2", {}, "Columns"), table("Columns", ["Name", "Type", "", "At the source"], columns.map(row)));
+  if (!isMeasured) return;
+  try {
+    health.replaceChildren(measures(await get(`${at}/health`, signal)));
+  } catch (error) {
+    if (error.name !== "AbortError") health.replaceChildren(trouble(error));
+  }
 }
 
 function measures(found) {
