@@ -5,7 +5,7 @@ import { count, duration, many } from "./words.js";
 
 const [WIDTH, HEIGHT] = [600, 120];
 // Room for the words on the axis.
-const [LEFT, TOP, BOTTOM] = [4, 14, 16];
+const [LEFT, TOP, BOTTOM] = [4, 20, 20];
 const BARS = 60;
 
 function figure(name, told, ...drawn) {
@@ -40,7 +40,7 @@ export function changesPlot(snapshots) {
     svg("defs", {}, stripes),
     shown.map((one, place) => bar(one, place + BARS - shown.length)),
     svg("line", { x1: LEFT, x2: WIDTH - LEFT, y1: axis, y2: axis }),
-    word(LEFT, TOP - 3, count(up)), word(LEFT, HEIGHT - 3, "older"), word(WIDTH - LEFT, HEIGHT - 3, "newest", "end"));
+    word(LEFT, TOP - 5, count(up)), word(LEFT, HEIGHT - 4, "older"), word(WIDTH - LEFT, HEIGHT - 4, "newest", "end"));
 }
 
 // How far behind a pipeline was since the page was opened.
@@ -63,5 +63,5 @@ export function lagPlot(name, ring) {
   return figure(name, told,
     svg("line", { x1: LEFT, x2: WIDTH - LEFT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }),
     svg("path", { d: path }),
-    word(LEFT, TOP - 3, duration(most)), word(LEFT, HEIGHT - 3, `${duration((end - begin) / 1000)} ago`), word(WIDTH - LEFT, HEIGHT - 3, "now", "end"));
+    word(LEFT, TOP - 5, duration(most)), word(LEFT, HEIGHT - 4, `${duration((end - begin) / 1000)} ago`), word(WIDTH - LEFT, HEIGHT - 4, "now", "end"));
 }

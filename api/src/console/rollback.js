@@ -5,7 +5,7 @@ import { Problem, get, me, now, operates, post, tableAt } from "./api.js";
 import { button, el, facts, link, right, rightHead, table, tableLink, tell } from "./dom.js";
 import { attempt, choice, empty, field, form, loading, reasonField, trouble } from "./forms.js";
 import { look } from "./watch.js";
-import { count, dash, duration, many, time } from "./words.js";
+import { code, count, dash, duration, many, time } from "./words.js";
 
 const STEPS = ["Target", "Preview", "Reason", "Confirm"];
 const PAUSE = "On a table that never rests, pause the pipeline first and resume it afterwards: then nothing moves in between.";
@@ -76,7 +76,7 @@ class Rollback {
   drawTarget() {
     const { target, mirrors } = this;
     const isOne = target.kind === "snapshot_id" || target.kind === "tag";
-    const kinds = [["snapshot_id", "a snapshot of one table"], ["tag", "a tag of one table"], ["cut", "a cut: the same moment in several tables"], ["as_of", "a time, of several tables"]];
+    const kinds = [["snapshot_id", "a snapshot of one table"], ["tag", "a tag of one table"], ["cut", "a cut of several tables"], ["as_of", "a time of several tables"]];
     const kind = choice("kind", kinds, target.kind, chosen => {
       target.kind = chosen;
       this.draw();
@@ -154,10 +154,10 @@ class Rollback {
 
   // Step 2. Asked for again after a plan that has moved or expired.
 
-  async preview(buttons, before = null) {
+  async preview(buttons, before = null, cause = null) {
     const plan = await attempt(this.trouble, buttons, async () => post("rollbacks", this.wanted(), { signal: this.signal }));
     if (plan === undefined) return;
-    this.moved = before && moves(before, plan);
+    this.moved = before && moves(before, plan, cause);
     Object.assign(this, { plan, key: null });
     this.go(1);
     tell("The preview is there.");
@@ -217,13 +217,13 @@ class Rollback {
     const { plan } = this;
     this.key ??= newKey();
     const headers = { "if-match": plan.etag, "idempotency-key": this.key };
-    let isOver = false;
+    let over = null;
     const operation = await attempt(this.trouble, buttons, async () => {
       try {
         return await post(`rollbacks/${encodeURIComponent(plan.id)}/confirm`, { reason: this.reason.trim() }, { headers });
       } catch (error) {
         // Moved, or expired: nothing was changed. Anything else stays as it is, and may be sent again under the same key.
-        isOver = error.status === 412 || error.code === "PLAN_UNKNOWN";
+        if (error.status === 412 || error.code === "PLAN_UNKNOWN") over = error;
         if (error.status === 0) error.detail += "; sent again it begins nothing twice";
         throw error;
       }
@@ -231,32 +231,31 @@ class Rollback {
     if (operation !== undefined) {
       look();
       location.hash = link(["operations", operation.id]);
-    } else if (isOver) {
-      const told = [...this.trouble.childNodes];
-      await this.preview(buttons, plan);
-      if (this.step === 1) this.trouble.prepend(...told);
+    } else if (over !== null) {
+      await this.preview(buttons, plan, over);
     }
   }
 }
 
-// Of tables: what was looked at and what stands there now.
-function moves(before, after) {
+// Of tables: what was looked at and what stands there now, and the answer that has told so.
+function moves(before, after, cause) {
   const then = new Map(before.tables.map(one => [one.table, one]));
   const moved = after.tables.filter(one => then.get(one.table)?.head !== one.head);
-  if (moved.length === 0) return el("p", { class: "note" }, "Looked at again: no table has moved.");
+  const told = cause && facts([["Code", code(cause.code)], ["Request", el("code", {}, cause.requestId)]]);
+  if (moved.length === 0) return el("div", { class: "note" }, el("p", {}, "Looked at again: no table has moved."), told);
   const row = one => {
     const old = then.get(one.table);
     return [one.table, el("code", {}, `${dash(old?.head)} → ${one.head}`), el("code", {}, `${dash(old?.position)} → ${dash(one.position)}`), right(count(one.snapshots_undone - (old?.snapshots_undone ?? 0)))];
   };
   return el("div", { class: "note" }, el("p", {}, "These tables have moved since the preview before; nothing was changed. Below is what a rollback would do now."),
-    table("What has moved", ["Table", "Head", "Position", rightHead("More snapshots")], moved.map(row)));
+    table("What has moved", ["Table", "Head", "Position", rightHead("More snapshots")], moved.map(row)), told);
 }
 
 function lost(plan) {
   const sum = key => plan.tables.reduce((all, one) => all + one[key], 0);
   const without = plan.tables.filter(one => !one.exits.includes("replay")).map(one => one.table);
   return el("ul", {},
-    el("li", {}, `Readers of the newest rows no longer see ${many(sum("deleted"), "row")} that came since, nor the newer values of ${many(sum("updated"), "row")}; ${many(sum("inserted"), "row")} that went come back.`),
+    el("li", {}, `From the newest rows ${many(sum("deleted"), "row")} that came since the target go, and so do the newer values of ${many(sum("updated"), "row")}.`),
     el("li", {}, "No file and no snapshot is deleted: the heads of now stay under tags, and undo brings their rows back."),
     el("li", {}, "The source is not changed. After accept the tables differ from it until a resync."),
     without.length > 0 && el("li", {}, `No replay for ${without.join(", ")}: no history reaches back to the target, so what was between can only be had by undo or a resync.`));
