@@ -45,7 +45,9 @@ export async function call(method, target, { body, headers = {}, signal, accept 
   if (!Number.isNaN(date)) skew = Math.abs(date - Date.now()) > 2_000 ? date - Date.now() : 0;
   if (response.ok) return response;
   const text = await response.text();
-  let told = { detail: `the answer has the status ${response.status}, and none of lakehouse's codes: something else has given it` };
+  let told = {
+    detail: `the answer has the status ${response.status}, and none of lakehouse's codes: something else has given it`,
+  };
   try {
     told = JSON.parse(text);
   } catch {

@@ -54,7 +54,11 @@ function cut(value) {
   const characters = [...value];
   if (characters.length <= SHOWN) return el("span", { class: "value" }, value);
   const place = el("span", { class: "value" }, characters.slice(0, SHOWN).join(""), " … ");
-  const all = button(`all ${characters.length} characters`, () => place.replaceChildren(...el("span", {}, value).childNodes), { class: "small" });
+  const all = button(
+    `all ${characters.length} characters`,
+    () => place.replaceChildren(...el("span", {}, value).childNodes),
+    { class: "small" },
+  );
   place.append(all);
   return place;
 }

@@ -10,9 +10,11 @@ export async function codeView(main, [wanted], signal) {
   const place = el("div", {}, loading("Explanation"));
   main.append(el("h1", {}, wanted), place);
   try {
-    page ??= await fetched(signal);
+    if (page === null) page = await fetched(signal);
     const part = parts(page).get(wanted);
-    place.replaceChildren(...(part === undefined ? [empty("This release has no explanation of this code.")] : drawn(part)));
+    place.replaceChildren(
+      ...(part === undefined ? [empty("This release has no explanation of this code.")] : drawn(part)),
+    );
   } catch (error) {
     if (error.name !== "AbortError") place.replaceChildren(trouble(error));
   }
@@ -29,7 +31,7 @@ export function parts(text) {
   const found = new Map();
   for (const part of text.split(/^### /m).slice(1)) {
     const [name, ...rest] = part.split("\n");
-    found.set(name.replaceAll("`", "").trim(), rest.join("\n").split(/^#+ /m)[0].trim());
+    found.set(name.replace(/`/g, "").trim(), rest.join("\n").split(/^#+ /m)[0].trim());
   }
   return found;
 }
@@ -38,12 +40,19 @@ export function parts(text) {
 function drawn(text) {
   return text.split(/^(```[^]*?^```)/m).flatMap(piece => {
     if (piece.startsWith("```")) return [el("pre", {}, piece.replace(/^```.*\n|\n```$/g, ""))];
-    return piece.split(/\n{2,}|\n(?=\*\*(?:Safe|Do):)/).filter(block => block.trim() !== "").map(block => {
-      const lines = block.trim().split("\n");
-      const mark = /^(?:[-*]|\d+\.) /;
-      if (!mark.test(lines[0])) return el("p", {}, inline(block.trim()));
-      return el(/^\d/.test(lines[0]) ? "ol" : "ul", {}, lines.map(line => el("li", {}, inline(line.replace(mark, "")))));
-    });
+    return piece
+      .split(/\n{2,}|\n(?=\*\*(?:Safe|Do):)/)
+      .filter(block => block.trim() !== "")
+      .map(block => {
+        const lines = block.trim().split("\n");
+        const mark = /^(?:[-*]|\d+\.) /;
+        if (!mark.test(lines[0])) return el("p", {}, inline(block.trim()));
+        return el(
+          /^\d/.test(lines[0]) ? "ol" : "ul",
+          {},
+          lines.map(line => el("li", {}, inline(line.replace(mark, "")))),
+        );
+      });
   });
 }
 
@@ -54,6 +63,6 @@ function inline(text) {
     if (piece.startsWith("*") && piece.length > 2) return el("em", {}, piece.slice(1, -1));
     // Its target is another page of the documentation, which is not here.
     if (piece.startsWith("[")) return piece.slice(1, piece.indexOf("]("));
-    return piece.replaceAll("\n", " ");
+    return piece.replace(/\n/g, " ");
   });
 }

@@ -19,7 +19,10 @@ const VIEWS = [
   ["codes/*", "Code", codeView],
 ];
 const MAIN = document.getElementById("main");
-const NAVIGATION = [["#/", "Overview"], ["#/operations", "Operations"]];
+const NAVIGATION = [
+  ["#/", "Overview"],
+  ["#/operations", "Operations"],
+];
 
 let leaving = new AbortController();
 
@@ -58,39 +61,70 @@ async function nowhere(main) {
 // What stands around each view.
 function frame() {
   const isHere = address => (location.hash || "#/").split("?")[0] === address && "page";
-  document.getElementById("views").replaceChildren(...(me === null ? [] : NAVIGATION.map(([address, name]) => el("a", { href: address, "aria-current": isHere(address) }, name))));
+  document
+    .getElementById("views")
+    .replaceChildren(
+      ...(me === null
+        ? []
+        : NAVIGATION.map(([address, name]) => el("a", { href: address, "aria-current": isHere(address) }, name))),
+    );
   const tables = me?.tables.includes("*.*") ? "all tables" : me?.tables.join(", ");
-  document.getElementById("viewer").replaceChildren(...(me === null ? [] : [
-    el("span", {}, me.principal, " ", el("span", { class: "quiet" }, `role ${me.role}, ${tables}`)), " ",
-    button("Sign out", () => {
-      signOut();
-      forget();
-      leaving.abort();
-      askWho();
-    }, { class: "small" }),
-  ]));
+  document.getElementById("viewer").replaceChildren(
+    ...(me === null
+      ? []
+      : [
+          el("span", {}, me.principal, " ", el("span", { class: "quiet" }, `role ${me.role}, ${tables}`)),
+          " ",
+          button(
+            "Sign out",
+            () => {
+              signOut();
+              forget();
+              leaving.abort();
+              askWho();
+            },
+            { class: "small" },
+          ),
+        ]),
+  );
 }
 
 function whoForm(done) {
   const place = el("div");
-  const token = el("input", { type: "password", autocomplete: "off", autocapitalize: "off", spellcheck: "false", name: "token" });
+  const token = el("input", {
+    type: "password",
+    autocomplete: "off",
+    autocapitalize: "off",
+    spellcheck: "false",
+    name: "token",
+  });
   const isKept = el("input", { type: "checkbox", name: "kept" });
   const enter = el("button", { type: "submit", class: "main" }, "Sign in");
-  const without = button("Without a token", () => attempt(place, [enter, without], async () => {
-    await signIn("", false);
-    done();
-  }));
-  return form(
-    () => attempt(place, [enter, without], async () => {
-      await signIn(token.value.trim(), isKept.checked);
-      token.value = "";
+  const without = button("Without a token", () =>
+    attempt(place, [enter, without], async () => {
+      await signIn("", false);
       done();
     }),
+  );
+  return form(
+    () =>
+      attempt(place, [enter, without], async () => {
+        await signIn(token.value.trim(), isKept.checked);
+        token.value = "";
+        done();
+      }),
     field("Token", token, "One of [api.auth]. It stays in this tab and is sent to this service only."),
     el("label", { class: "box" }, isKept, " Keep it until the tab is closed, over a reload"),
     el("div", { class: "buttons" }, enter, without),
-    window.isSecureContext ? null : el("p", { class: "note" }, "This page has come over plain HTTP from another machine: who is on the way can read the token. Use a proxy that ends TLS."),
-    place);
+    window.isSecureContext
+      ? null
+      : el(
+          "p",
+          { class: "note" },
+          "This page has come over plain HTTP from another machine: who is on the way can read the token. Use a proxy that ends TLS.",
+        ),
+    place,
+  );
 }
 
 function askWho() {
@@ -103,10 +137,14 @@ function askWho() {
 // A token that has run out: whoever comes back in finds what they had typed.
 events.addEventListener("out", () => {
   const dialog = el("dialog", { "aria-label": "Sign in again", close: () => dialog.remove() });
-  dialog.append(el("h2", {}, "Sign in again"), el("p", {}, "The service no longer takes the token."), whoForm(() => {
-    dialog.close();
-    frame();
-  }));
+  dialog.append(
+    el("h2", {}, "Sign in again"),
+    el("p", {}, "The service no longer takes the token."),
+    whoForm(() => {
+      dialog.close();
+      frame();
+    }),
+  );
   document.body.append(dialog);
   dialog.showModal();
 });
@@ -121,10 +159,11 @@ window.addEventListener("hashchange", () => {
   if (me !== null) MAIN.focus({ preventScroll: true });
 });
 
-try {
-  if (await signInAgain()) show();
-  else askWho();
-} catch (error) {
-  askWho();
-  MAIN.append(trouble(error));
-}
+// A token that the tab has kept is tried once; where the service cannot be asked, it stays for the next reload.
+signInAgain().then(
+  isIn => (isIn ? show() : askWho()),
+  error => {
+    askWho();
+    MAIN.append(trouble(error));
+  },
+);

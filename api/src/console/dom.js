@@ -4,9 +4,12 @@
 const SVG = "http://www.w3.org/2000/svg";
 
 // Controls, marks of direction, what has no width, tags: a name or a cell may look like another one by them.
-const UNSEEN = new RegExp("[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5"
-  + "\\u180b-\\u180f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb"
-  + "\\ud800-\\udfff\\u{e0000}-\\u{e0fff}]", "u");
+const UNSEEN = new RegExp(
+  "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5" +
+    "\\u180b-\\u180f\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb" +
+    "\\ud800-\\udfff\\u{e0000}-\\u{e0fff}]",
+  "u",
+);
 
 function pieces(text) {
   const found = [];
@@ -82,7 +85,11 @@ export const rightHead = name => el("th", { scope: "col", class: "right" }, name
 // Pairs of a name and a value; pairs without a value are left out.
 export function facts(pairs) {
   const there = pairs.filter(([, value]) => value !== null && value !== undefined && value !== false);
-  return el("dl", {}, there.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el(
+    "dl",
+    {},
+    there.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+  );
 }
 
 export function button(name, act, attributes = {}) {

@@ -6,16 +6,32 @@ import { code, time } from "./words.js";
 
 // An error in full: what happened, its code, and the id under which the service's log has it.
 export function trouble(error) {
-  if (error.status === undefined) return el("div", { class: "trouble", role: "alert" }, el("p", {}, `This page has failed: ${error.message}`));
+  if (error.status === undefined)
+    return el("div", { class: "trouble", role: "alert" }, el("p", {}, `This page has failed: ${error.message}`));
   const near = Object.entries(error.nearest ?? {}).filter(([, found]) => found);
-  return el("div", { class: "trouble", role: "alert" },
+  return el(
+    "div",
+    { class: "trouble", role: "alert" },
     el("p", {}, error.detail),
-    near.length > 0 && el("p", {}, "What is kept: ", near.map(([which, found]) => [`${which} `, el("code", {}, found.snapshot_id), " of ", time(found.committed_at), ". "])),
+    near.length > 0 &&
+      el(
+        "p",
+        {},
+        "What is kept: ",
+        near.map(([which, found]) => [
+          `${which} `,
+          el("code", {}, found.snapshot_id),
+          " of ",
+          time(found.committed_at),
+          ". ",
+        ]),
+      ),
     facts([
       ["Code", code(error.code)],
       ["Request", error.requestId && el("code", {}, error.requestId)],
       ["Again in", error.retryAfter && `${error.retryAfter} s`],
-    ]));
+    ]),
+  );
 }
 
 export const loading = what => el("p", { class: "quiet", "aria-busy": "true" }, `${what} …`);
@@ -32,9 +48,15 @@ export function field(name, control, help) {
 }
 
 export const reasonField = (typed, heard = () => {}) => {
-  const control = el("textarea", { rows: "3", maxlength: "1000", required: true, name: "reason", input: event => heard(event.target.value) });
+  const control = el("textarea", {
+    rows: "3",
+    maxlength: "1000",
+    required: true,
+    name: "reason",
+    input: event => heard(event.target.value),
+  });
   control.value = typed;
-  return field("Reason", control, "Stands in the operation, the log and the audit trail.");
+  return field("Reason", control, "It is kept with what is done, in the log and in the audit trail.");
 };
 
 export function choice(name, options, chosen, heard = () => {}) {
@@ -72,7 +94,17 @@ export async function attempt(place, buttons, act) {
 
 // Asks for what an order needs, shows it once more, and gives it. `more` are further fields, `read` makes the order's body
 // of them, `words` says it in words, `give` sends it.
-export function order({ title, text, hasReason = true, more = [], read = () => ({}), words = () => [], verb, give, done = () => {} }) {
+export function order({
+  title,
+  text,
+  hasReason = true,
+  more = [],
+  read = () => ({}),
+  words = () => [],
+  verb,
+  give,
+  done = () => {},
+}) {
   const place = el("div");
   const dialog = el("dialog", { "aria-label": title, close: () => dialog.remove() });
   const typed = hasReason ? reasonField("") : null;
@@ -81,18 +113,23 @@ export function order({ title, text, hasReason = true, more = [], read = () => (
 
   const ask = () => {
     const next = el("button", { type: "submit", class: "main" }, "Go on");
-    const wanted = form(() => {
-      if (hasReason && reason() === "") {
-        place.replaceChildren(el("p", { class: "trouble", role: "alert" }, "Say why: a reason is never blank."));
-        typed.querySelector("textarea").focus();
-        return;
-      }
-      try {
-        confirm(read());
-      } catch (error) {
-        place.replaceChildren(el("p", { class: "trouble", role: "alert" }, error.message));
-      }
-    }, more, typed, el("div", { class: "buttons" }, next, leave()));
+    const wanted = form(
+      () => {
+        if (hasReason && reason() === "") {
+          place.replaceChildren(el("p", { class: "trouble", role: "alert" }, "Say why: a reason is never blank."));
+          typed.querySelector("textarea").focus();
+          return;
+        }
+        try {
+          confirm(read());
+        } catch (error) {
+          place.replaceChildren(el("p", { class: "trouble", role: "alert" }, error.message));
+        }
+      },
+      more,
+      typed,
+      el("div", { class: "buttons" }, next, leave()),
+    );
     dialog.replaceChildren(el("h2", {}, title), el("p", {}, text), wanted, place);
     place.replaceChildren();
     dialog.querySelector("input, textarea, select")?.focus();
@@ -100,13 +137,16 @@ export function order({ title, text, hasReason = true, more = [], read = () => (
 
   const confirm = body => {
     const go = el("button", { type: "submit", class: "danger" }, verb);
-    const sure = form(async () => {
-      const answer = await attempt(place, [go], () => give(hasReason ? { ...body, reason: reason() } : body));
-      if (answer === undefined) return;
-      dialog.close();
-      tell(`${verb}: done`);
-      done(answer);
-    }, el("div", { class: "buttons" }, go, button("Back", ask), leave()));
+    const sure = form(
+      async () => {
+        const answer = await attempt(place, [go], () => give(hasReason ? { ...body, reason: reason() } : body));
+        if (answer === undefined) return;
+        dialog.close();
+        tell(`${verb}: done`);
+        done(answer);
+      },
+      el("div", { class: "buttons" }, go, button("Back", ask), leave()),
+    );
     const said = [...words(body), hasReason && ["Reason", reason()]].filter(Boolean);
     dialog.replaceChildren(el("h2", {}, title), el("p", {}, text), facts(said), sure, place);
     place.replaceChildren();
@@ -117,4 +157,3 @@ export function order({ title, text, hasReason = true, more = [], read = () => (
   ask();
   dialog.showModal();
 }
-

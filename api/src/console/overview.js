@@ -13,9 +13,19 @@ const [SOON, LATE] = [2, 6];
 
 export async function overview(main, _, signal) {
   const [pipelines, tables] = [el("div", { class: "cards" }), el("div")];
-  const wanted = el("input", { type: "search", "aria-label": "Only tables whose name has this", placeholder: "part of a name", input: () => draw() });
-  main.append(el("h1", {}, "Overview"), el("h2", {}, "Pipelines"), pipelines,
-    el("div", { class: "beside" }, el("h2", {}, "Tables"), wanted), tables);
+  const wanted = el("input", {
+    type: "search",
+    "aria-label": "Only tables whose name has this",
+    placeholder: "part of a name",
+    input: () => draw(),
+  });
+  main.append(
+    el("h1", {}, "Overview"),
+    el("h2", {}, "Pipelines"),
+    pipelines,
+    el("div", { class: "beside" }, el("h2", {}, "Tables"), wanted),
+    tables,
+  );
   pipelines.append(loading("Pipelines"));
   tables.append(loading("Tables"));
   const health = new Health(tables, signal);
@@ -26,7 +36,8 @@ export async function overview(main, _, signal) {
     if (known !== null) redraw(tables, listed(known, wanted.value.trim(), health));
     health.see();
   };
-  const isOld = () => known?.some(one => (ownerOf(one.table)?.table.snapshot_id ?? one.snapshot_id) !== one.snapshot_id);
+  const isOld = () =>
+    known?.some(one => (ownerOf(one.table)?.table.snapshot_id ?? one.snapshot_id) !== one.snapshot_id);
   const load = async () => {
     looks = 0;
     try {
@@ -37,8 +48,12 @@ export async function overview(main, _, signal) {
     }
   };
   watch(signal, () => {
-    redraw(pipelines, watched.problem && trouble(watched.problem), (watched.pipelines ?? []).map(card),
-      watched.pipelines?.length === 0 && empty("This service has no pipelines."));
+    redraw(
+      pipelines,
+      watched.problem && trouble(watched.problem),
+      (watched.pipelines ?? []).map(card),
+      watched.pipelines?.length === 0 && empty("This service has no pipelines."),
+    );
     looks += 1;
     if (looks >= LATE || (looks >= SOON && isOld())) load();
     else draw();
@@ -49,22 +64,33 @@ export async function overview(main, _, signal) {
 function card(pipeline) {
   const { name, source, paused, cut, tables } = pipeline;
   const names = tables.map(one => one.table);
-  return el("article", { class: "card" },
+  return el(
+    "article",
+    { class: "card" },
     el("div", { class: "beside" }, el("h3", {}, name), state(pipeline.state), code(pipeline.code)),
     facts([
       ["Paused because", paused],
       ["Source", source],
-      ["Cut", cut ? [el("code", {}, cut.position), " of ", time(cut.committed_at), ", ", ago(cut.committed_at)] : "none yet"],
+      [
+        "Cut",
+        cut ? [el("code", {}, cut.position), " of ", time(cut.committed_at), ", ", ago(cut.committed_at)] : "none yet",
+      ],
       ["Lag", pipeline.lag_seconds === null ? null : duration(pipeline.lag_seconds)],
       ["Tables", many(tables.length, "table")],
     ]),
     lagPlot(pipeline.lag_seconds === null ? "Age of the cut" : "Lag", watched.rings.get(name) ?? []),
-    operates() && el("div", { class: "buttons" },
-      pipeline.state === "paused"
-        ? button("Resume", () => resume(name), { id: `resume-${name}` })
-        : button("Pause", () => pause(name), { id: `pause-${name}` }),
-      names.length > 0 && el("a", { class: "button", id: `rollback-${name}`, href: link(["rollback", name]) }, "Roll back"),
-      names.length > 0 && button("Resync", () => resync(name, names), { id: `resync-${name}` })));
+    operates() &&
+      el(
+        "div",
+        { class: "buttons" },
+        pipeline.state === "paused"
+          ? button("Resume", () => resume(name), { id: `resume-${name}` })
+          : button("Pause", () => pause(name), { id: `pause-${name}` }),
+        names.length > 0 &&
+          el("a", { class: "button", id: `rollback-${name}`, href: link(["rollback", name]) }, "Roll back"),
+        names.length > 0 && button("Resync", () => resync(name, names), { id: `resync-${name}` }),
+      ),
+  );
 }
 
 function listed(tables, part, health) {
@@ -73,16 +99,28 @@ function listed(tables, part, health) {
   if (shown.length === 0) return empty(`No name has "${part}" in it.`);
   const row = one => {
     const stands = ownerOf(one.table)?.table;
-    return el("tr", { "data-table": one.table },
+    return el(
+      "tr",
+      { "data-table": one.table },
       el("td", {}, el("a", { href: tableLink(one.table), id: `table-${one.table}` }, one.table)),
-      el("td", {}, stands ? state(stands.state) : "–", stands?.quarantined > 0 && ` ${count(stands.quarantined)} in quarantine`),
+      el(
+        "td",
+        {},
+        stands ? state(stands.state) : "–",
+        stands?.quarantined > 0 && ` ${count(stands.quarantined)} in quarantine`,
+      ),
       el("td", {}, dash(code(stands?.code))),
       right(ago(one.committed_at)),
       right(count(stands?.rows ?? one.rows)),
       el("td", {}, one.kind),
-      right(health.of(one)));
+      right(health.of(one)),
+    );
   };
-  return table("Tables", ["Table", "State", "Code", rightHead("Committed"), rightHead("Rows"), "Kind", rightHead("Health")], shown.map(row));
+  return table(
+    "Tables",
+    ["Table", "State", "Code", rightHead("Committed"), rightHead("Rows"), "Kind", rightHead("Health")],
+    shown.map(row),
+  );
 }
 
 // Scores of tables that have come into view, one call at a time: each reads the table's manifests.
@@ -93,7 +131,9 @@ class Health {
     this.known = new Map();
     this.wanted = [];
     this.isBusy = false;
-    this.seen = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => this.want(entry.target)));
+    this.seen = new IntersectionObserver(entries =>
+      entries.filter(entry => entry.isIntersecting).forEach(entry => this.want(entry.target)),
+    );
     signal.addEventListener("abort", () => this.seen.disconnect());
   }
 
@@ -103,6 +143,7 @@ class Health {
   }
 
   see() {
+    this.seen.disconnect();
     this.place.querySelectorAll("tr[data-table]").forEach(row => this.seen.observe(row));
   }
 

@@ -26,21 +26,31 @@ export function changesPlot(snapshots) {
   const step = (WIDTH - 2 * LEFT) / BARS;
   const bar = (one, place) => {
     const x = LEFT + place * step + 1;
-    const box = (y, rows, kind) => rows > 0 && svg("rect", { x, y, width: step - 2, height: Math.max(1, rows * scale), class: kind });
+    const box = (y, rows, kind) =>
+      rows > 0 && svg("rect", { x, y, width: step - 2, height: Math.max(1, rows * scale), class: kind });
     return [
       box(axis - one.inserted * scale, one.inserted, "plus"),
       box(axis - (one.inserted + one.updated) * scale, one.updated, "tilde"),
       box(axis, one.deleted, "minus"),
     ];
   };
-  const stripes = svg("pattern", { id: "stripes", width: 4, height: 4, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
-    svg("rect", { width: 4, height: 4, class: "ground" }), svg("rect", { width: 2, height: 4, class: "stripe" }));
+  const stripes = svg(
+    "pattern",
+    { id: "stripes", width: 4, height: 4, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+    svg("rect", { width: 4, height: 4, class: "ground" }),
+    svg("rect", { width: 2, height: 4, class: "stripe" }),
+  );
   const told = `${many(shown.length, "snapshot")}, at most ${count(up)} rows inserted (filled) and updated (striped), ${count(down)} deleted (below) in one`;
-  return figure("Changes per snapshot", told,
+  return figure(
+    "Changes per snapshot",
+    told,
     svg("defs", {}, stripes),
     shown.map((one, place) => bar(one, place + BARS - shown.length)),
     svg("line", { x1: LEFT, x2: WIDTH - LEFT, y1: axis, y2: axis }),
-    word(LEFT, TOP - 5, count(up)), word(LEFT, HEIGHT - 4, "older"), word(WIDTH - LEFT, HEIGHT - 4, "newest", "end"));
+    word(LEFT, TOP - 5, count(up)),
+    word(LEFT, HEIGHT - 4, "older"),
+    word(WIDTH - LEFT, HEIGHT - 4, "newest", "end"),
+  );
 }
 
 // How far behind a pipeline was since the page was opened.
@@ -60,8 +70,13 @@ export function lagPlot(name, ring) {
   }
   const now = known[known.length - 1].value;
   const told = `now ${duration(now)}, at most ${duration(most)} in the last ${duration((end - begin) / 1000)}`;
-  return figure(name, told,
+  return figure(
+    name,
+    told,
     svg("line", { x1: LEFT, x2: WIDTH - LEFT, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }),
     svg("path", { d: path }),
-    word(LEFT, TOP - 5, duration(most)), word(LEFT, HEIGHT - 4, `${duration((end - begin) / 1000)} ago`), word(WIDTH - LEFT, HEIGHT - 4, "now", "end"));
+    word(LEFT, TOP - 5, duration(most)),
+    word(LEFT, HEIGHT - 4, `${duration((end - begin) / 1000)} ago`),
+    word(WIDTH - LEFT, HEIGHT - 4, "now", "end"),
+  );
 }

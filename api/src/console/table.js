@@ -16,7 +16,17 @@ export async function tableView(main, [namespace, name], signal, asked) {
   const full = `${namespace}.${name}`;
   const at = tableAt(full);
   const [head, plots, past, picked, refs, more] = ["div", "div", "div", "section", "div", "div"].map(kind => el(kind));
-  main.append(el("h1", {}, full), head, plots, el("h2", {}, "Snapshots"), past, picked, el("h2", {}, "References"), refs, more);
+  main.append(
+    el("h1", {}, full),
+    head,
+    plots,
+    el("h2", {}, "Snapshots"),
+    past,
+    picked,
+    el("h2", {}, "References"),
+    refs,
+    more,
+  );
   head.append(loading("Table"));
   past.append(loading("Snapshots"));
   let described = null;
@@ -31,25 +41,47 @@ export async function tableView(main, [namespace, name], signal, asked) {
   const drawHead = () => {
     if (described === null) return;
     const { pipeline, table: own } = stands() ?? {};
-    redraw(head, facts([
-      ["Kind", described.kind],
-      ["Source", described.source && [described.source, pipeline && ` by ${pipeline.name}`]],
-      ["State", own && [state(own.state), " ", code(own.code)]],
-      ["Committed", described.committed_at ? [time(described.committed_at), ", ", ago(described.committed_at)] : "nothing yet"],
-      ["Rows", count(own?.rows ?? described.rows)],
-      ["In quarantine", own?.quarantined > 0 && count(own.quarantined)],
-      ["Position", own?.position ?? described.position],
-      ["Key", described.key.join(", ") || "none"],
-    ]), canRollBack() && el("div", { class: "buttons" },
-      el("a", { class: "button", id: "roll-back", href: link(["rollback", pipeline.name], { table: full }) }, "Roll back"),
-      button("Resync", () => resync(pipeline.name, [full]), { id: "resync" })));
+    redraw(
+      head,
+      facts([
+        ["Kind", described.kind],
+        ["Source", described.source && [described.source, pipeline && ` by ${pipeline.name}`]],
+        ["State", own && [state(own.state), " ", code(own.code)]],
+        [
+          "Committed",
+          described.committed_at ? [time(described.committed_at), ", ", ago(described.committed_at)] : "nothing yet",
+        ],
+        ["Rows", count(own?.rows ?? described.rows)],
+        ["In quarantine", own?.quarantined > 0 && count(own.quarantined)],
+        ["Position", own?.position ?? described.position],
+        ["Key", described.key.join(", ") || "none"],
+      ]),
+      canRollBack() &&
+        el(
+          "div",
+          { class: "buttons" },
+          el(
+            "a",
+            { class: "button", id: "roll-back", href: link(["rollback", pipeline.name], { table: full }) },
+            "Roll back",
+          ),
+          button("Resync", () => resync(pipeline.name, [full]), { id: "resync" }),
+        ),
+    );
   };
 
   const drawPlots = () => {
     const { pipeline } = stands() ?? {};
-    redraw(plots, el("div", { class: "cards" },
-      snapshots !== null && changesPlot(snapshots),
-      pipeline && lagPlot(pipeline.lag_seconds === null ? "Age of the cut" : "Lag", watched.rings.get(pipeline.name) ?? [])));
+    redraw(
+      plots,
+      el(
+        "div",
+        { class: "cards" },
+        snapshots !== null && changesPlot(snapshots),
+        pipeline &&
+          lagPlot(pipeline.lag_seconds === null ? "Age of the cut" : "Lag", watched.rings.get(pipeline.name) ?? []),
+      ),
+    );
   };
 
   const choose = id => {
@@ -64,25 +96,51 @@ export async function tableView(main, [namespace, name], signal, asked) {
 
   const drawPast = () => {
     if (snapshots.length === 0) return redraw(past, empty("No snapshots yet."));
-    const newest = snapshots.toReversed();
-    const row = one => el("tr", { "aria-current": one.snapshot_id === chosen && "true", class: one.snapshot_id === chosen ? "chosen" : "" },
-      el("td", {}, time(one.committed_at)),
-      el("td", {}, one.kind),
-      right(changes(one)),
-      el("td", {}, one.tags.map(tag => el("span", { class: "tag" }, tag))),
-      el("td", {}, el("code", {}, one.from || one.to ? `${dash(one.from)} → ${dash(one.to)}` : "–")),
-      el("td", {}, button(one.snapshot_id, () => choose(one.snapshot_id), { class: "small", id: `pick-${one.snapshot_id}`, "aria-label": `Pick snapshot ${one.snapshot_id}` })));
+    const newest = [...snapshots].reverse();
+    const row = one =>
+      el(
+        "tr",
+        { "aria-current": one.snapshot_id === chosen && "true", class: one.snapshot_id === chosen ? "chosen" : "" },
+        el("td", {}, time(one.committed_at)),
+        el("td", {}, one.kind),
+        right(changes(one)),
+        el(
+          "td",
+          {},
+          one.tags.map(tag => el("span", { class: "tag" }, tag)),
+        ),
+        el("td", {}, el("code", {}, one.from || one.to ? `${dash(one.from)} → ${dash(one.to)}` : "–")),
+        el(
+          "td",
+          {},
+          button(one.snapshot_id, () => choose(one.snapshot_id), {
+            class: "small",
+            id: `pick-${one.snapshot_id}`,
+            "aria-label": `Pick snapshot ${one.snapshot_id}`,
+          }),
+        ),
+      );
     const head = ["Committed", "Kind", rightHead("Changes"), "Tags", "From → to", "Snapshot"];
-    redraw(past, table("Snapshots, newest first", head, newest.slice(0, shown).map(row), { class: "scrolls tall" }),
-      newest.length > shown && button(`Show ${Math.min(SHOWN, newest.length - shown)} older of ${count(newest.length)}`, () => {
-        shown += SHOWN;
-        drawPast();
-      }, { id: "older" }));
+    redraw(
+      past,
+      table("Snapshots, newest first", head, newest.slice(0, shown).map(row), { class: "scrolls tall" }),
+      newest.length > shown &&
+        button(
+          `Show ${Math.min(SHOWN, newest.length - shown)} older of ${count(newest.length)}`,
+          () => {
+            shown += SHOWN;
+            drawPast();
+          },
+          { id: "older" },
+        ),
+    );
   };
 
   const load = async () => {
     try {
-      const [now, then, named] = await Promise.all(["", "/snapshots", "/refs"].map(part => get(`${at}${part}`, signal)));
+      const [now, then, named] = await Promise.all(
+        ["", "/snapshots", "/refs"].map(part => get(`${at}${part}`, signal)),
+      );
       const isNew = described === null;
       [described, snapshots] = [now, then.snapshots];
       drawHead();
@@ -110,15 +168,25 @@ export async function tableView(main, [namespace, name], signal, asked) {
   });
 }
 
-const references = refs => (refs.length === 0 ? empty("None.")
-  : table("References", ["Name", "Kind", "Snapshot"], refs.map(one => [el("span", { class: "tag" }, one.name), one.kind, el("code", {}, one.snapshot_id)])));
+const references = refs =>
+  refs.length === 0
+    ? empty("None.")
+    : table(
+        "References",
+        ["Name", "Kind", "Snapshot"],
+        refs.map(one => [el("span", { class: "tag" }, one.name), one.kind, el("code", {}, one.snapshot_id)]),
+      );
 
 // What changes seldom: columns, and how well the table can be read.
 async function about(place, at, { columns, kind }, signal) {
   const row = one => [one.name, el("code", {}, one.type), one.required ? "required" : "", one.doc ?? ""];
   const health = el("div", {}, loading("Health"));
   const isMeasured = kind === "mirror" || kind === "history";
-  place.append(...(isMeasured ? [el("h2", {}, "Health"), health] : []), el("h2", {}, "Columns"), table("Columns", ["Name", "Type", "", "At the source"], columns.map(row)));
+  place.append(
+    ...(isMeasured ? [el("h2", {}, "Health"), health] : []),
+    el("h2", {}, "Columns"),
+    table("Columns", ["Name", "Type", "", "At the source"], columns.map(row)),
+  );
   if (!isMeasured) return;
   try {
     health.replaceChildren(measures(await get(`${at}/health`, signal)));
@@ -129,7 +197,8 @@ async function about(place, at, { columns, kind }, signal) {
 
 function measures(found) {
   const { compact, expire, clean } = found.owner;
-  const owners = compact === expire && expire === clean ? compact : `compact ${compact}, expire ${expire}, clean ${clean}`;
+  const owners =
+    compact === expire && expire === clean ? compact : `compact ${compact}, expire ${expire}, clean ${clean}`;
   const measured = found.score !== undefined;
   return facts([
     ["Code", code(found.code)],
@@ -138,7 +207,14 @@ function measures(found) {
     ["Data files", measured && `${count(found.data_files)}, ${bytes(found.bytes)}; ${count(found.small_files)} small`],
     ["Delete files", measured && `${count(found.delete_files)}, ${count(found.deleted_rows)} rows`],
     ["Debt", measured && bytes(found.debt_bytes)],
-    ["Compacted", measured && (found.compaction_age_seconds === null ? "not yet" : `${duration(found.compaction_age_seconds)} ago`)],
-    ["Time travel", measured && `${duration(found.time_travel_seconds)} of ${duration(found.promised_time_travel_seconds)}${found.time_travel_kept ? "" : ", short"}`],
+    [
+      "Compacted",
+      measured && (found.compaction_age_seconds === null ? "not yet" : `${duration(found.compaction_age_seconds)} ago`),
+    ],
+    [
+      "Time travel",
+      measured &&
+        `${duration(found.time_travel_seconds)} of ${duration(found.promised_time_travel_seconds)}${found.time_travel_kept ? "" : ", short"}`,
+    ],
   ]);
 }

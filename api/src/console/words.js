@@ -41,7 +41,11 @@ export function bytes(number) {
 
 export function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  for (const [unit, length] of [["d", 86_400], ["h", 3_600], ["min", 60]]) {
+  for (const [unit, length] of [
+    ["d", 86_400],
+    ["h", 3_600],
+    ["min", 60],
+  ]) {
     if (seconds >= 2 * length) return `${Math.floor(seconds / length)} ${unit}`;
   }
   return `${Math.floor(seconds)} s`;
@@ -55,12 +59,25 @@ export function time(text) {
   return el("time", { datetime: text }, text.replace("T", " ").replace(/\.\d+/, ""));
 }
 
+// A snapshot in a line without elements, such as of a choice.
+export const plain = one => `${one.committed_at.replace("T", " ").replace(/\.\d+/, "")} ${one.kind} ${one.snapshot_id}`;
+
 export const ago = text => (text ? [duration(since(text)), " ago"] : "–");
 
 // Inserted, updated, deleted; each with its sign.
 export function changes({ inserted, updated, deleted }) {
   if (inserted === null || inserted === undefined) return "–";
   const part = (sign, number, kind, word) =>
-    el("span", { class: number > 0 ? kind : "quiet", title: word }, `${sign}${count(number)}`, el("span", { class: "unseen" }, ` ${word}`), " ");
-  return [part("+", inserted, "plus", "inserted"), part("~", updated, "tilde", "updated"), part("-", deleted, "minus", "deleted")];
+    el(
+      "span",
+      { class: number > 0 ? kind : "quiet", title: word },
+      `${sign}${count(number)}`,
+      el("span", { class: "unseen" }, ` ${word}`),
+      " ",
+    );
+  return [
+    part("+", inserted, "plus", "inserted"),
+    part("~", updated, "tilde", "updated"),
+    part("-", deleted, "minus", "deleted"),
+  ];
 }

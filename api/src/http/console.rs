@@ -20,7 +20,7 @@ const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PAGE: &str = include_str!("../console/index.html");
 
 /// By their names below `/console`.
-const ASSETS: [(&str, &str, &str); 17] = [
+const ASSETS: [(&str, &str, &str); 19] = [
     ("console.css", CSS, include_str!("../console/console.css")),
     ("console.js", JAVASCRIPT, include_str!("../console/console.js")),
     ("api.js", JAVASCRIPT, include_str!("../console/api.js")),
@@ -30,10 +30,12 @@ const ASSETS: [(&str, &str, &str); 17] = [
     ("forms.js", JAVASCRIPT, include_str!("../console/forms.js")),
     ("operations.js", JAVASCRIPT, include_str!("../console/operations.js")),
     ("overview.js", JAVASCRIPT, include_str!("../console/overview.js")),
+    ("plan.js", JAVASCRIPT, include_str!("../console/plan.js")),
     ("plot.js", JAVASCRIPT, include_str!("../console/plot.js")),
     ("rollback.js", JAVASCRIPT, include_str!("../console/rollback.js")),
     ("snapshot.js", JAVASCRIPT, include_str!("../console/snapshot.js")),
     ("table.js", JAVASCRIPT, include_str!("../console/table.js")),
+    ("target.js", JAVASCRIPT, include_str!("../console/target.js")),
     ("verbs.js", JAVASCRIPT, include_str!("../console/verbs.js")),
     ("watch.js", JAVASCRIPT, include_str!("../console/watch.js")),
     ("words.js", JAVASCRIPT, include_str!("../console/words.js")),
