@@ -467,12 +467,10 @@ async fn the_console_is_the_same_for_everybody_and_has_nothing_from_elsewhere() 
         let again = service.get(&target, &[("if-none-match", tag)]).await;
         assert_eq!((again.status(), again.content().len(), again.header("etag")), (304, 0, Some(tag)), "{target}");
         let (media_type, content) = (answer.header("content-type").expect("a type").to_owned(), text(&answer));
-        for part in content.split('"').skip(1).step_by(2) {
-            let part = part.strip_prefix("./").map(|name| format!("console/{name}")).unwrap_or(part.to_owned());
-            let target = format!("/{part}");
-            if part.starts_with("console/") && !known.contains_key(&target) && !wanted.contains(&target) {
-                wanted.push(target);
-            }
+        for part in content.split('"').filter(|part| [".js", ".css", ".md"].iter().any(|end| part.ends_with(end))) {
+            let own = part.strip_prefix("./").or(part.strip_prefix("console/"));
+            let named = own.map(|name| format!("/console/{name}"));
+            wanted.extend(named.filter(|target| !known.contains_key(target) && !wanted.contains(target)));
         }
         known.insert(target, (media_type, content));
     }
