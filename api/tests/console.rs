@@ -139,8 +139,7 @@ async fn a_rollback_is_done_and_undone_in_the_console() {
     page.click(&format!("//button[@id='pick-{target}']")).await;
     page.sees(&format!("FOR VERSION AS OF {target}")).await;
     page.press("Compare").await;
-    page.sees("~50 updated").await;
-    page.sees("-10 deleted").await;
+    page.sees("+0 ~50 -10").await;
     page.press("Roll back to this").await;
     page.press("Preview").await;
     page.sees("+10").await;

@@ -64,20 +64,11 @@ export const plain = one => `${one.committed_at.replace("T", " ").replace(/\.\d+
 
 export const ago = text => (text ? [duration(since(text)), " ago"] : "–");
 
-// Inserted, updated, deleted; each with its sign.
+// Inserted, updated, deleted, each with its sign; in words for who does not see it.
 export function changes({ inserted, updated, deleted }) {
   if (inserted === null || inserted === undefined) return "–";
-  const part = (sign, number, kind, word) =>
-    el(
-      "span",
-      { class: number > 0 ? kind : "quiet", title: word },
-      `${sign}${count(number)}`,
-      el("span", { class: "unseen" }, ` ${word}`),
-      " ",
-    );
-  return [
-    part("+", inserted, "plus", "inserted"),
-    part("~", updated, "tilde", "updated"),
-    part("-", deleted, "minus", "deleted"),
-  ];
+  const told = `${count(inserted)} inserted, ${count(updated)} updated, ${count(deleted)} deleted`;
+  const part = (sign, number, kind) => el("span", { class: number > 0 ? kind : "quiet" }, `${sign}${count(number)}`);
+  const parts = [part("+", inserted, "plus"), " ", part("~", updated, "tilde"), " ", part("-", deleted, "minus")];
+  return el("span", { role: "img", "aria-label": told, title: told }, parts);
 }
