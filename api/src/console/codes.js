@@ -27,7 +27,7 @@ async function fetched(signal) {
 }
 
 // Texts by their headings of the third level.
-export function parts(text) {
+function parts(text) {
   const found = new Map();
   for (const part of text.split(/^### /m).slice(1)) {
     const [name, ...rest] = part.split("\n");

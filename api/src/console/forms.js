@@ -1,7 +1,7 @@
 // What the viewer types, what is in its way, and the second look before something is done. A form that failed stays as it
 // was typed.
 
-import { button, el, facts, link, tell } from "./dom.js";
+import { button, el, facts, tell } from "./dom.js";
 import { code, time } from "./words.js";
 
 // An error in full: what happened, its code, and the id under which the service's log has it.

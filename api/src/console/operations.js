@@ -5,7 +5,7 @@ import { button, el, facts, link, redraw, table, tableLink, tell } from "./dom.j
 import { empty, loading, trouble } from "./forms.js";
 import { abort, accept, replay, resync, undo } from "./verbs.js";
 import { look, watch } from "./watch.js";
-import { code, dash, state, time } from "./words.js";
+import { code, state, time } from "./words.js";
 
 const FORWARD = ["forward", "rolled_back"];
 const BACK = ["back", "released"];

@@ -37,7 +37,7 @@ export async function look() {
 }
 
 // The lag, where the service knows it; else the age of the cut.
-export const behind = pipeline => pipeline.lag_seconds ?? (pipeline.cut ? since(pipeline.cut.committed_at) : null);
+const behind = pipeline => pipeline.lag_seconds ?? (pipeline.cut ? since(pipeline.cut.committed_at) : null);
 
 function remember(pipeline) {
   const ring = watched.rings.get(pipeline.name) ?? [];
@@ -46,14 +46,14 @@ function remember(pipeline) {
   watched.rings.set(pipeline.name, ring);
 }
 
-function forget() {
+// Of another viewer, nothing.
+export function forget() {
   Object.assign(watched, { pipelines: null, problem: null, rings: new Map() });
   clearTimeout(timer);
 }
 
 events.addEventListener("in", look);
 events.addEventListener("out", () => clearTimeout(timer));
-export { forget };
 
 // The pipeline of a table, and how it stands there; a table that no pipeline has gives nothing.
 export function ownerOf(name) {
