@@ -8,7 +8,7 @@ import { operationView, operationsView } from "./operations.js";
 import { overview } from "./overview.js";
 import { rollbackView } from "./rollback.js";
 import { tableView } from "./table.js";
-import { forget } from "./watch.js";
+import { forget, look } from "./watch.js";
 
 const VIEWS = [
   ["", "Overview", overview],
@@ -25,6 +25,8 @@ const NAVIGATION = [
 ];
 
 let leaving = new AbortController();
+// Whose view it is, also while their token has run out.
+let viewer = null;
 
 function show() {
   if (me === null) return askWho();
@@ -60,6 +62,7 @@ async function nowhere(main) {
 
 // What stands around each view.
 function frame() {
+  if (me !== null) viewer = me.principal;
   const isHere = address => (location.hash || "#/").split("?")[0] === address && "page";
   document
     .getElementById("views")
@@ -134,17 +137,17 @@ function askWho() {
   MAIN.querySelector("[name=token]").focus();
 }
 
-// A token that has run out: whoever comes back in finds what they had typed.
+// A token that has run out: whoever comes back in finds what they had typed, and anybody else a view of their own.
 events.addEventListener("out", () => {
   const dialog = el("dialog", { "aria-label": "Sign in again", close: () => dialog.remove() });
-  dialog.append(
-    el("h2", {}, "Sign in again"),
-    el("p", {}, "The service no longer takes the token."),
-    whoForm(() => {
-      dialog.close();
-      frame();
-    }),
-  );
+  const goOn = () => {
+    dialog.close();
+    if (me.principal === viewer) return frame();
+    forget();
+    look();
+    show();
+  };
+  dialog.append(el("h2", {}, "Sign in again"), el("p", {}, "The service no longer takes the token."), whoForm(goOn));
   document.body.append(dialog);
   dialog.showModal();
 });

@@ -12,44 +12,52 @@ export const watched = { pipelines: null, problem: null, rings: new Map() };
 
 const listeners = new Set();
 let timer = null;
+// Of looks: only the last one counts.
+let turn = 0;
 
 // Calls back after each look, and at once if there was one; until the signal.
 export function watch(signal, heard) {
   listeners.add(heard);
   signal.addEventListener("abort", () => listeners.delete(heard));
-  if (watched.pipelines !== null) heard();
+  if (watched.pipelines !== null || watched.problem !== null) heard();
 }
 
-// Looks now: something was changed from here.
+// Looks now: something was changed from here. The next look comes behind the answer, however long that takes.
 export async function look() {
   clearTimeout(timer);
   if (me === null) return;
-  const mine = (timer = setTimeout(look, EVERY));
+  turn += 1;
+  const mine = turn;
+  let [found, problem] = [null, null];
   try {
-    watched.pipelines = (await get("pipelines")).pipelines;
-    watched.problem = null;
-    watched.pipelines.forEach(remember);
+    found = (await get("pipelines")).pipelines;
   } catch (error) {
-    watched.problem = error;
+    problem = error;
   }
-  // Somebody may have signed out, or looked again, meanwhile.
-  if (me !== null && mine === timer) listeners.forEach(heard => heard());
+  // Somebody has signed out, or looked again, meanwhile: this answer is not for who looks now.
+  if (me === null || mine !== turn) return;
+  watched.problem = problem;
+  watched.pipelines = found ?? watched.pipelines;
+  watched.pipelines?.forEach(pipeline => remember(pipeline.name, found === null ? null : behind(pipeline)));
+  timer = setTimeout(look, EVERY);
+  listeners.forEach(heard => heard());
 }
 
 // The lag, where the service knows it; else the age of the cut.
 const behind = pipeline => pipeline.lag_seconds ?? (pipeline.cut ? since(pipeline.cut.committed_at) : null);
 
-function remember(pipeline) {
-  const ring = watched.rings.get(pipeline.name) ?? [];
-  ring.push({ at: now(), value: behind(pipeline) });
+function remember(name, value) {
+  const ring = watched.rings.get(name) ?? [];
+  ring.push({ at: now(), value });
   if (ring.length > POINTS) ring.shift();
-  watched.rings.set(pipeline.name, ring);
+  watched.rings.set(name, ring);
 }
 
 // Of another viewer, nothing.
 export function forget() {
   Object.assign(watched, { pipelines: null, problem: null, rings: new Map() });
   clearTimeout(timer);
+  turn += 1;
 }
 
 events.addEventListener("in", look);
