@@ -62,34 +62,23 @@ async function nowhere(main) {
 
 // What stands around each view.
 function frame() {
-  if (me !== null) viewer = me.principal;
-  const isHere = address => (location.hash || "#/").split("?")[0] === address && "page";
-  document
-    .getElementById("views")
-    .replaceChildren(
-      ...(me === null
-        ? []
-        : NAVIGATION.map(([address, name]) => el("a", { href: address, "aria-current": isHere(address) }, name))),
-    );
-  const tables = me?.tables.includes("*.*") ? "all tables" : me?.tables.join(", ");
-  document.getElementById("viewer").replaceChildren(
-    ...(me === null
-      ? []
-      : [
-          el("span", {}, me.principal, " ", el("span", { class: "quiet" }, `role ${me.role}, ${tables}`)),
-          " ",
-          button(
-            "Sign out",
-            () => {
-              signOut();
-              forget();
-              leaving.abort();
-              askWho();
-            },
-            { class: "small" },
-          ),
-        ]),
-  );
+  const [views, who] = ["views", "viewer"].map(id => document.getElementById(id));
+  views.replaceChildren();
+  who.replaceChildren();
+  if (me === null) return;
+  viewer = me.principal;
+  const here = (location.hash || "#/").split("?")[0];
+  views.append(...NAVIGATION.map(([href, name]) => el("a", { href, "aria-current": href === here && "page" }, name)));
+  const tables = me.tables.includes("*.*") ? "all tables" : me.tables.join(", ");
+  const role = el("span", { class: "quiet" }, `role ${me.role}, ${tables}`);
+  who.append(el("span", {}, viewer, " ", role), " ", button("Sign out", leave, { class: "small" }));
+}
+
+function leave() {
+  signOut();
+  forget();
+  leaving.abort();
+  askWho();
 }
 
 function whoForm(done) {
