@@ -183,6 +183,14 @@ need_long_engines() {
     need_java_server LAKEHOUSE_TRINO_483 25 trino-483 readers/trino.pom.xml install_trino 483
 }
 
+# What looks at the console. The test of it says so where it cannot be had.
+need_browser() {
+    { [ -x /usr/bin/chromium ] && [ -x /usr/bin/chromedriver ]; } && return
+    say 'Chromium is missing: installing chromium chromium-driver'
+    { command -v apt-get && apt_install chromium chromium-driver; } >"$scratch/chromium.log" 2>&1 ||
+        say 'chromium cannot be installed'
+}
+
 # need_java_server VARIABLE JDK NAME POM INSTALL…: a folder of the cache that holds its jars and, as `java`, its JDK; tests
 # find it through the variable. What cannot be had is skipped, with its reason.
 need_java_server() {

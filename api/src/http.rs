@@ -1,5 +1,6 @@
-//! The HTTP service: tables, their past and their rows, and what operators do to pipelines, below `/v1`. Nothing here changes
-//! a table by itself: handlers ask `operate` for what the command line's verbs ask for, too.
+//! The HTTP service: tables, their past and their rows, and what operators do to pipelines, below `/v1`; and a page that
+//! asks for all that on behalf of a person (`console.rs`). Nothing here changes a table by itself: handlers ask `operate`
+//! for what the command line's verbs ask for, too.
 //!
 //! A request goes through `routes.rs` (which role may call what), `auth.rs` (who is calling) and one handler; every error,
 //! whoever makes it, becomes an answer in `problem.rs`. Rows are written by blocking work through a pipe that the client
@@ -7,6 +8,7 @@
 
 mod auth;
 mod body;
+mod console;
 mod coordinator;
 mod diff;
 mod etag;

@@ -1,5 +1,6 @@
 //! The HTTP service of the real binary, over loopback: what it answers to whom, and that rows are those of the command line.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -45,9 +46,10 @@ const ROUTES: [&str; 7] = [
     "/v1/tables/app/orders/diff?from=main&to=main",
 ];
 
-/// What is shown of pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
+/// What is shown of the caller, pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
 /// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
-const OPERATING: [(&str, &str, &str, [u16; 3]); 14] = [
+const OPERATING: [(&str, &str, &str, [u16; 3]); 15] = [
+    ("GET", "/v1/me", "", [200, 200, 200]),
     ("GET", "/v1/pipelines", "", [200, 200, 200]),
     ("GET", "/v1/pipelines/app", "", [200, 200, 200]),
     ("GET", "/v1/operations", "", [200, 200, 200]),
@@ -416,6 +418,89 @@ async fn operators_do_what_readers_only_look_at_and_for_their_own_tables() {
     let all: Value = serde_json::from_slice(&all.content()).expect("JSON");
     assert_eq!((&all["tables"][0]["table"], &all["tables"][0]["state"]), (&json!("app.orders"), &json!("copying")));
     assert_eq!((&all["tables"][0]["code"], &all["paused"]), (&json!("RESYNC_REQUESTED"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_are_told_who_they_are() {
+    let installation = with_tokens().await;
+    let service = Service::start(&installation).await;
+    let all = json!(["*.*"]);
+    for (name, role, tables) in [
+        ("reader", "reader", &all),
+        ("operator", "operator", &all),
+        ("admin", "admin", &all),
+        ("narrow", "admin", &json!(["other.*", "app.nothing"])),
+    ] {
+        let authorization = format!("Bearer {name}-token");
+        let told = service.get("/v1/me", &[("authorization", &authorization)]).await;
+        let told: Value = serde_json::from_slice(&told.content()).expect("JSON");
+        assert_eq!(told, json!({"principal": name, "role": role, "tables": tables}));
+    }
+    let open = anonymous().await;
+    let service = Service::start(&open).await;
+    assert_eq!(service.ask("/v1/me").await, json!({"principal": "anonymous", "role": "reader", "tables": all}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_is_the_same_for_everybody_and_has_nothing_from_elsewhere() {
+    let installation = with_tokens().await;
+    let service = Service::start(&installation).await;
+    // The page, and whatever it or a part of it names.
+    let mut wanted = vec!["/console".to_owned()];
+    let mut known = BTreeMap::new();
+    while let Some(target) = wanted.pop() {
+        let answer = service.get(&target, &[]).await;
+        assert_eq!(answer.status(), 200, "{target}");
+        for (name, value) in [
+            (
+                "content-security-policy",
+                "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                 base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            ),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-cache"),
+            ("x-content-type-options", "nosniff"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{target}");
+        }
+        let tag = answer.header("etag").expect("a tag");
+        let again = service.get(&target, &[("if-none-match", tag)]).await;
+        assert_eq!((again.status(), again.content().len(), again.header("etag")), (304, 0, Some(tag)), "{target}");
+        let (media_type, content) = (answer.header("content-type").expect("a type").to_owned(), text(&answer));
+        for part in content.split('"').filter(|part| [".js", ".css", ".md"].iter().any(|end| part.ends_with(end))) {
+            let own = part.strip_prefix("./").or(part.strip_prefix("console/"));
+            let named = own.map(|name| format!("/console/{name}"));
+            wanted.extend(named.filter(|target| !known.contains_key(target) && !wanted.contains(target)));
+        }
+        known.insert(target, (media_type, content));
+    }
+    for (target, media_type) in [
+        ("/console", "text/html; charset=utf-8"),
+        ("/console/console.css", "text/css; charset=utf-8"),
+        ("/console/console.js", "text/javascript; charset=utf-8"),
+        ("/console/rollback.js", "text/javascript; charset=utf-8"),
+        ("/console/troubleshooting.md", "text/markdown; charset=utf-8"),
+    ] {
+        assert_eq!(known.get(target).map(|(media_type, _)| media_type.as_str()), Some(media_type), "{target}");
+    }
+    // No other address; no markup out of text, nothing that runs text, nothing that outlives the tab.
+    for (target, (_, content)) in known.iter().filter(|(target, _)| !target.ends_with(".md")) {
+        let content = content.replace("http://www.w3.org/2000/svg", "");
+        for word in
+            ["http:", "https:", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "localStorage"]
+        {
+            assert!(!content.contains(word), "{target}: {word}");
+        }
+    }
+    let (_, page) = &known["/console"];
+    for part in ["src=", "href="].into_iter().flat_map(|name| page.split(name).skip(1)) {
+        let address = part.split('"').nth(1).expect("an address");
+        assert!(["console/", "#", "data:"].iter().any(|own| address.starts_with(own)), "{address}");
+    }
+    assert_eq!(problem(&service.get("/console/http.rs", &[]).await), (404, "ROUTE_UNKNOWN".to_owned()));
+    assert_eq!(problem(&service.call("POST", "/console", &[]).await), (405, "METHOD_UNKNOWN".to_owned()));
+    let slash = service.get("/console/", &[]).await;
+    assert_eq!((slash.status(), slash.header("location")), (308, Some("../console")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ mod app_data;
 mod bad_input;
 mod big_transaction;
 mod command_line;
+mod console;
 mod foreign;
 mod http;
 mod kills;

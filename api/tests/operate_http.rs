@@ -207,7 +207,8 @@ impl Scene {
     }
 }
 
-async fn serve(live: &Live) -> (Process, String) {
+/// A service beside the worker, and its address.
+pub(crate) async fn serve(live: &Live) -> (Process, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address").to_string();
     drop(listener);

@@ -8,7 +8,8 @@ use axum::extract::{RawPathParams, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use chrono::Utc;
 use lakehouse_core::schema::TableName;
 use serde_json::{Value, json};
@@ -45,6 +46,11 @@ impl Principal {
         let (principal, request_id) = (self.name.to_string(), self.request.0.clone());
         Act { action, principal, subject, request_id, reason: None, detail }
     }
+}
+
+/// Who the caller is, for a client that offers only what they may do.
+pub(super) async fn me(Extension(Principal { name, role, tables, .. }): Extension<Principal>) -> Response {
+    Json(json!({"principal": *name, "role": role, "tables": tables})).into_response()
 }
 
 /// What a route asks of its callers.

@@ -1,5 +1,5 @@
 //! Every address, and the least role that may call it. A route is made with its role, so none is without one but the two
-//! that say no more than a status.
+//! that say no more than a status, and the console, which has nothing to say by itself.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use super::auth::{self, Guard};
+use super::auth::{self, Guard, me};
 use super::body::BODY_BYTES;
-use super::{Shared, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables};
+use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables};
 use crate::config::Role;
 
 /// How long an answer without rows may take (S6); one with rows has the time of a scan.
@@ -27,6 +27,7 @@ pub(super) fn api(service: &Shared) -> Router {
         route.layer(from_fn_with_state(Guard { service: Shared::clone(service), role }, auth::check))
     };
     let about = Router::new()
+        .route("/v1/me", guarded(Role::Reader, get(me)))
         .route("/v1/tables", guarded(Role::Reader, get(tables::list)))
         .route("/v1/tables/{namespace}/{table}", guarded(Role::Reader, get(tables::describe)))
         .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
@@ -54,7 +55,14 @@ pub(super) fn api(service: &Shared) -> Router {
         .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))
         .route("/v1/tables/{namespace}/{table}/diff", guarded(Role::Reader, get(diff::get)));
     let all = quick.merge(planning).merge(with_rows).layer(DefaultBodyLimit::max(BODY_BYTES));
-    within(all.merge(probes()), service)
+    within(all.merge(console_files()).merge(probes()), service)
+}
+
+fn console_files() -> Router<Shared> {
+    Router::new()
+        .route("/console", get(console::page))
+        .route("/console/", get(console::slash))
+        .route("/console/{asset}", get(console::asset))
 }
 
 fn within_time(time: Duration) -> TimeoutLayer {

@@ -1,5 +1,6 @@
 //! The real binary in a folder of its own, asked as a script would ask it; and a lake for it to answer about.
 
+pub(crate) mod browser;
 pub(crate) mod lake;
 
 use std::fs;
