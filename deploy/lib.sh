@@ -171,8 +171,8 @@ need_cargo_deny() {
     cargo_deny=$root/bin/cargo-deny
     [ -x "$cargo_deny" ] && return
     say "installing cargo-deny $cargo_deny_version into $root (once, several minutes)"
-    env -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
-        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
+    env -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=none \
         cargo install --quiet --locked --root "$root" --version "$cargo_deny_version" cargo-deny
 }
 
