@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use lakehouse_core::commit::FOREIGN_COMMIT;
+use lakehouse_core::commit::{FOREIGN_COMMIT, is_overtaken};
 use lakehouse_core::error::{Problem, Reaction};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -33,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(24);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause (R25).
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest one where somebody else has taken over: mostly an operator, who waits for the pipeline to go on.
+const LONGEST_FENCED_PAUSE: Duration = Duration::from_secs(4);
 /// An incarnation that lasted this long was well: the next pause is short again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -222,7 +224,7 @@ async fn supervise<F: Future<Output = Result<(), Problem>>>(
             Reaction::Retry => {}
             Reaction::Halt | Reaction::HaltTable => return Err(problem),
         }
-        let wait = jittered(pauses.after(begun.elapsed(), problem.code));
+        let wait = jittered(pauses.after(begun.elapsed(), &problem));
         let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         warn!(
             pipeline = name,
@@ -255,14 +257,15 @@ impl Default for Pauses {
 }
 
 impl Pauses {
-    /// The pause after an incarnation that lived so long and ended with this code.
-    fn after(&mut self, lived: Duration, code: &str) -> Duration {
+    /// The pause after an incarnation that lived so long and ended with this problem.
+    fn after(&mut self, lived: Duration, problem: &Problem) -> Duration {
         // Another engine that commits once a minute would otherwise make every pause the longest.
-        if code == FOREIGN_COMMIT {
+        if problem.code == FOREIGN_COMMIT {
             return FIRST_PAUSE;
         }
-        let pause = if lived >= HEALTHY { FIRST_PAUSE } else { self.next };
-        self.next = (pause * 2).min(LONGEST_PAUSE);
+        let longest = if is_overtaken(problem) { LONGEST_FENCED_PAUSE } else { LONGEST_PAUSE };
+        let pause = if lived >= HEALTHY { FIRST_PAUSE } else { self.next.min(longest) };
+        self.next = (pause * 2).min(longest);
         pause
     }
 }
@@ -292,16 +295,19 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_minute_and_are_short_again_after_a_healthy_life() {
+        let ended = |code| Problem::retry(code, "p", "gone for a moment");
         let mut pauses = Pauses::default();
         let mut expected = FIRST_PAUSE;
         for _ in 0..12 {
-            assert_eq!(pauses.after(Duration::ZERO, "SERVER"), expected);
-            assert_eq!(pauses.after(Duration::ZERO, FOREIGN_COMMIT), FIRST_PAUSE);
+            assert_eq!(pauses.after(Duration::ZERO, &ended("SERVER")), expected);
+            assert_eq!(pauses.after(Duration::ZERO, &ended(FOREIGN_COMMIT)), FIRST_PAUSE);
             expected = (expected * 2).min(LONGEST_PAUSE);
         }
         assert_eq!(expected, LONGEST_PAUSE);
-        assert_eq!(pauses.after(HEALTHY, "SERVER"), FIRST_PAUSE);
-        assert_eq!(pauses.after(Duration::ZERO, "SERVER"), FIRST_PAUSE * 2);
+        assert_eq!(pauses.after(Duration::ZERO, &ended("FENCED")), LONGEST_FENCED_PAUSE);
+        assert_eq!(pauses.after(Duration::ZERO, &ended("FENCED")), LONGEST_FENCED_PAUSE);
+        assert_eq!(pauses.after(HEALTHY, &ended("SERVER")), FIRST_PAUSE);
+        assert_eq!(pauses.after(Duration::ZERO, &ended("SERVER")), FIRST_PAUSE * 2);
         let pause = jittered(LONGEST_PAUSE);
         assert!(pause >= LONGEST_PAUSE / 2 && pause <= LONGEST_PAUSE);
     }

@@ -9,9 +9,9 @@ use crate::live::{DEADLINE, Live, stop};
 use fastrand::Rng;
 use serde_json::Value;
 use testkit::postgres::Options;
+use testkit::tier;
 
 const ROWS: &str = "SELECT id, n FROM t";
-const KILLS: usize = 8;
 
 struct Scene {
     live: Live,
@@ -162,7 +162,8 @@ async fn a_rollback_of_all_tables_that_is_killed_anywhere_comes_to_one_end_in_al
     let (mut scene, worker) = Scene::begin().await;
     let mut rng = Rng::new();
     let mut ends = BTreeSet::new();
-    for round in 0..KILLS {
+    let kills = tier::size("LAKEHOUSE_KILLS", 6, 60);
+    for round in 0..kills {
         let status = scene.ask(&["status"]).await;
         let cut = status["pipelines"][0]["cut"]["position"].as_str().expect("a cut").to_owned();
         let before = (scene.rows("app.t").await, scene.rows("app.beside").await);
@@ -200,7 +201,7 @@ async fn a_rollback_of_all_tables_that_is_killed_anywhere_comes_to_one_end_in_al
         scene.released().await;
         scene.live.site.assert_equal().await;
     }
-    println!("{KILLS} rollbacks killed, ends: {ends:?}");
+    println!("{kills} rollbacks killed, ends: {ends:?}");
     stop(worker).await;
 }
 
