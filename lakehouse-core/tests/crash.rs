@@ -53,11 +53,11 @@ fn one_fault(seed: u64, load: Load, plan: Planned) -> (String, impl Future<Outpu
 
 #[test]
 fn a_crash_anywhere_loses_and_repeats_nothing() {
-    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 4, 200);
+    let seeds = 0..tier::size("LAKEHOUSE_SEEDS", 2, 200);
     let (mut runs, mut seen) = (0, Report::default());
     block_on(async {
         for seed in seeds {
-            let load = Load { transactions: 5, wide: seed % 5 == 4 };
+            let load = Load { transactions: 5, wide: seed % 2 == 1 };
             // A load has no effect: after it is as before the next call.
             let crashes = |(step, call): (Step, Call)| {
                 let faults = if call == Call::Load {

@@ -35,7 +35,7 @@ const LARGEST: u64 = 4 << 20;
 /// Commits in all, shared out among tables that are different.
 const COMMITS: usize = 100_000;
 /// Of the normal tier.
-const SOME_COMMITS: usize = 25_000;
+const SOME_COMMITS: usize = 10_000;
 /// Of so many commits to a mirror one carries files: writing manifests is most of what a commit costs here, and metadata
 /// does not know what is in them. In the long run every commit does.
 const WITH_FILES: usize = 10;

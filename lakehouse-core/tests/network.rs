@@ -59,7 +59,7 @@ async fn history(rig: &Rig, seed: u64) -> Result<Report, Violation> {
 }
 
 fn survives(kind: Kind, test: &str) {
-    let wanted = tier::size("LAKEHOUSE_FAULTS", 100, 5_000);
+    let wanted = tier::size("LAKEHOUSE_FAULTS", 60, 5_000);
     block_on(async {
         let Some(rig) = Rig::start(kind, test).await else { return };
         let (rig, done) = (Arc::new(rig), Arc::new(AtomicBool::new(false)));
