@@ -29,7 +29,6 @@ use tracing::error;
 use crate::config::AuditConfig;
 use crate::failure::Failure;
 use entry::Entry;
-pub(crate) use entry::sha256;
 use refusals::Refusals;
 pub(crate) use verify::{Expected, Report, verify};
 
@@ -70,7 +69,7 @@ pub(crate) struct Act {
     /// The HTTP request's, else a fresh one; ties an outcome to what it is of.
     pub(crate) request_id: String,
     pub(crate) reason: Option<String>,
-    /// An object. Never a secret, a token, or a value of a row: a condition on rows goes in as its [`sha256`].
+    /// An object. Never a secret, a token, or a value of a row: a condition on rows goes in as its [`crate::digest::sha256`].
     pub(crate) detail: Value,
 }
 

@@ -7,6 +7,7 @@ mod answer;
 mod audit;
 mod cli;
 mod config;
+mod digest;
 mod failure;
 mod http;
 mod lake;

@@ -164,13 +164,11 @@ impl Scene {
         assert_eq!(verified["verdict"], "sound", "{verified}");
     }
 
+    /// A transaction at the source that the lake has; its number there.
     async fn change(&self, sql: &str) -> String {
-        let client = self.live.cluster.connect("postgres").await;
-        client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-        let row = client.query_one("SELECT pg_current_xact_id()::text", &[]).await.expect("a transaction");
-        client.batch_execute("COMMIT").await.expect("it commits");
+        let number = self.live.transaction(sql).await;
         self.live.site.caught_up().await;
-        row.get(0)
+        number
     }
 
     async fn head(&self) -> String {

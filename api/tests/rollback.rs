@@ -38,15 +38,6 @@ impl Scene {
         self.live.site.lakehouse.ask(arguments).await
     }
 
-    /// A transaction at the source; its number there.
-    async fn change(&self, sql: &str) -> String {
-        let client = self.live.cluster.connect("postgres").await;
-        client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-        let row = client.query_one("SELECT pg_current_xact_id()::text", &[]).await.expect("a transaction");
-        client.batch_execute("COMMIT").await.expect("it commits");
-        row.get(0)
-    }
-
     async fn rows(&mut self, table: &str) -> BTreeSet<String> {
         let rows = self.books.sql(&self.live.site, table, None, ROWS).await;
         let cells = |row: &String| serde_json::from_str::<Vec<String>>(row).expect("a row").join(",");
@@ -91,10 +82,10 @@ struct Held {
 async fn hold(scene: &mut Scene, round: i64) -> Held {
     let target = scene.head("app.t").await;
     let before = scene.rows("app.t").await;
-    scene.change("UPDATE t SET n = n + 1 WHERE id <= 500").await;
-    let wrong = scene.change("DELETE FROM t WHERE id BETWEEN 600 AND 700").await;
+    scene.live.transaction("UPDATE t SET n = n + 1 WHERE id <= 500").await;
+    let wrong = scene.live.transaction("DELETE FROM t WHERE id BETWEEN 600 AND 700").await;
     let new = 10_000 + round;
-    scene.change(&format!("INSERT INTO t VALUES ({new}, 1)")).await;
+    scene.live.transaction(&format!("INSERT INTO t VALUES ({new}, 1)")).await;
     scene.live.site.caught_up().await;
     assert!(scene.rows("app.t").await != before);
     let operation = scene.rolled_back(&target).await;
@@ -104,8 +95,8 @@ async fn hold(scene: &mut Scene, round: i64) -> Held {
         ("paused_diverged".to_owned(), Some("ROLLED_BACK".into()))
     );
 
-    scene.change(&format!("INSERT INTO t VALUES ({}, 2); UPDATE beside SET n = n + 1", 20_000 + round)).await;
-    scene.change("UPDATE t SET n = n + 100 WHERE id = 1000").await;
+    scene.live.transaction(&format!("INSERT INTO t VALUES ({}, 2); UPDATE beside SET n = n + 1", 20_000 + round)).await;
+    scene.live.transaction("UPDATE t SET n = n + 100 WHERE id = 1000").await;
     scene.live.site.caught_up().await;
     assert!(scene.rows("app.t").await == before, "a held table has taken changes");
     let beside = scene.rows("app.beside").await;
@@ -123,7 +114,7 @@ async fn every_way_out_of_a_rollback_ends_where_it_should() {
     scene.live.site.assert_equal().await;
 
     // Without the transaction that was wrong: its rows are there, and all else is as at the source.
-    scene.change("INSERT INTO t SELECT n, 7 FROM generate_series(600, 700) n").await;
+    scene.live.transaction("INSERT INTO t SELECT n, 7 FROM generate_series(600, 700) n").await;
     scene.live.site.caught_up().await;
     let held = hold(&mut scene, 1).await;
     let without = format!("--without={}", held.wrong);
@@ -167,7 +158,7 @@ async fn a_rollback_of_all_tables_that_is_killed_anywhere_comes_to_one_end_in_al
         let status = scene.ask(&["status"]).await;
         let cut = status["pipelines"][0]["cut"]["position"].as_str().expect("a cut").to_owned();
         let before = (scene.rows("app.t").await, scene.rows("app.beside").await);
-        scene.change("UPDATE t SET n = n + 1; UPDATE beside SET n = n + 1").await;
+        scene.live.transaction("UPDATE t SET n = n + 1; UPDATE beside SET n = n + 1").await;
         scene.live.site.caught_up().await;
         let after = (scene.rows("app.t").await, scene.rows("app.beside").await);
         let lakehouse = &scene.live.site.lakehouse;
@@ -213,7 +204,7 @@ async fn live_state(scene: &Scene, table: &str) -> String {
 async fn what_cannot_be_rolled_back_is_refused_before_anything_changes() {
     let (scene, worker) = Scene::begin().await;
     let head = scene.head("app.t").await;
-    scene.change("UPDATE t SET n = 5 WHERE id = 1").await;
+    scene.live.transaction("UPDATE t SET n = 5 WHERE id = 1").await;
     scene.live.site.caught_up().await;
     let now = scene.head("app.t").await;
     let shown = scene.ask(&["rollback", "app.t", "--snapshot", &head, "--dry-run"]).await;
@@ -255,10 +246,10 @@ async fn a_paused_pipeline_stands_still_and_goes_on_from_its_cut() {
     scene.ask(&["pause", "--reason=test"]).await;
     assert_eq!(scene.live.site.status().await.0, "paused");
     // What was under way may still land; what comes next does not.
-    scene.change("UPDATE t SET n = 8").await;
+    scene.live.transaction("UPDATE t SET n = 8").await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let before = scene.rows("app.t").await;
-    scene.change("UPDATE t SET n = 9").await;
+    scene.live.transaction("UPDATE t SET n = 9").await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(scene.rows("app.t").await == before, "a paused pipeline has written");
     scene.ask(&["resume"]).await;

@@ -8,9 +8,9 @@
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::{Kind, Via};
+use crate::digest::sha256;
 
 /// The longest line, its break included. A rollback of a thousand tables has a tenth of it.
 pub(super) const LONGEST: u64 = 1 << 20;
@@ -122,10 +122,4 @@ fn cut(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.strip_suffix(BEHIND_HASH)?;
     let (body, hash) = text.split_at_checked(text.len().checked_sub(DIGITS)?)?;
     Some((body.strip_suffix(BEFORE_HASH)?, hash))
-}
-
-/// SHA-256 in lower-case hexadecimal digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    let digits = |byte: u8| [byte >> 4, byte & 15].map(|half| char::from_digit(half.into(), 16).expect("half a byte"));
-    Sha256::digest(bytes).iter().copied().flat_map(digits).collect()
 }

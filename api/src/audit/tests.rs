@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::entry::LONGEST;
 use super::*;
+use crate::digest::sha256;
 
 const CANARY: &str = "canary-5d0e";
 const NOBODY: Expected = Expected { head: None, at_least: None };

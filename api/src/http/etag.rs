@@ -4,7 +4,11 @@ use axum::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use lakehouse_core::catalog::LoadedTable;
-use sha2::{Digest, Sha256};
+
+use crate::digest::sha256_of_parts;
+
+/// Of the digest: enough that no two states meet.
+const DIGITS: usize = 32;
 
 /// The tag of an answer that the parts decide.
 #[derive(Clone, Debug)]
@@ -17,13 +21,7 @@ impl Etag {
     }
 
     pub(super) fn of(parts: &[&str]) -> Self {
-        let mut digest = Sha256::new();
-        for part in parts {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part.as_bytes());
-        }
-        let digits: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Self(format!("\"{digits}\""))
+        Self(format!("\"{}\"", &sha256_of_parts(parts)[..DIGITS]))
     }
 
     /// With its quotes, as headers have it.

@@ -3,9 +3,9 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use lakehouse_core::commit::RequestDigest;
-use sha2::{Digest, Sha256};
 
 use super::problem::HttpProblem;
+use crate::digest::sha256_of_parts;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The longest key, in bytes.
@@ -45,16 +45,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<&str, HttpProblem> 
 
 /// A key is its caller's own: two callers with the same one do not meet.
 pub(super) fn request_digest(caller: &str, key: &str, content: &[&str]) -> RequestDigest {
-    RequestDigest { key: digest(&[caller, key]), content: digest(content) }
-}
-
-fn digest(parts: &[&str]) -> String {
-    let mut digest = Sha256::new();
-    for part in parts {
-        digest.update((part.len() as u64).to_le_bytes());
-        digest.update(part.as_bytes());
-    }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    RequestDigest { key: sha256_of_parts(&[caller, key]), content: sha256_of_parts(content) }
 }
 
 #[cfg(test)]

@@ -40,6 +40,15 @@ impl Live {
     pub(crate) async fn sql(&self, text: &str) {
         self.cluster.sql("postgres", text).await;
     }
+
+    /// A transaction at the source; its number there.
+    pub(crate) async fn transaction(&self, sql: &str) -> String {
+        let client = self.cluster.connect("postgres").await;
+        client.batch_execute(&format!("BEGIN; {sql}")).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let row = client.query_one("SELECT pg_current_xact_id()::text", &[]).await.expect("a transaction");
+        client.batch_execute("COMMIT").await.expect("it commits");
+        row.get(0)
+    }
 }
 
 impl Site {
