@@ -57,6 +57,8 @@ pub(crate) struct Lineage {
     planted: Planted,
     /// What is trimmed of them an export has brought.
     bridged: BTreeSet<String>,
+    /// Shards whose end no cut may hold yet: the number of the first boundary that says it.
+    ended: BTreeMap<String, u64>,
 }
 
 impl Lineage {
@@ -78,7 +80,16 @@ impl Lineage {
     /// From what a cut or a table holds.
     pub(crate) fn resume(lanes: TableLanes, lag: Duration) -> Self {
         let (firsts, doubts, taken) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { lanes, firsts, doubts, lag, taken, planted: Planted::none(), bridged: BTreeSet::new() }
+        let (planted, bridged, ended) = (Planted::none(), BTreeSet::new(), BTreeMap::new());
+        Self { lanes, firsts, doubts, lag, taken, planted, bridged, ended }
+    }
+
+    /// Of these lanes the cut holds only `durable`; the boundary of this number is the first one behind all of them.
+    pub(crate) fn ahead_of(mut self, durable: &TableLanes, boundary: u64) -> Self {
+        let ended = |lane: Option<&Lane>| lane.is_some_and(|lane| lane.at == Reached::End);
+        let ahead = self.lanes.lanes.iter().filter(|(id, lane)| ended(Some(lane)) && !ended(durable.lanes.get(*id)));
+        self.ended = ahead.map(|(id, _)| (id.clone(), boundary)).collect();
+        self
     }
 
     /// With a deliberate fault, for tests.
@@ -86,12 +97,13 @@ impl Lineage {
         Self { planted, ..self }
     }
 
-    /// Behind a gap that exports have closed.
-    pub(crate) fn resume_bridged(lanes: TableLanes, listing: &[ListedShard], lag: Duration) -> Self {
+    /// Behind a gap that exports have closed, at the boundary of this number.
+    pub(crate) fn bridge(&mut self, lanes: TableLanes, listing: &[ListedShard], boundary: u64) {
         let bridged = lanes.lanes.keys().cloned().collect();
-        let mut resumed = Self { bridged, ..Self::resume(lanes, lag) };
+        let mut resumed = Self { bridged, ..Self::resume(lanes, self.lag).ahead_of(&self.lanes, boundary) };
+        resumed.ended.append(&mut self.ended);
         resumed.note_firsts(listing);
-        resumed
+        *self = resumed.with(self.planted);
     }
 
     /// A lane that no listing knows: an export.
@@ -99,19 +111,17 @@ impl Lineage {
         self.lanes.lanes.entry(name.to_owned()).or_default();
     }
 
-    pub(crate) fn lag(&self) -> Duration {
-        self.lag
-    }
-
     pub(crate) fn lanes(&self) -> &TableLanes {
         &self.lanes
     }
 
-    /// Takes in one whole listing, read at `now` (any clock that does not go back). True if the lanes have changed.
-    pub(crate) fn observe(&mut self, listing: &[ListedShard], now: Duration) -> Result<bool, Gap> {
+    /// Takes in one whole listing, read at `now` (any clock that does not go back); a cut holds the boundary of the number
+    /// `durable`. True if the lanes have changed.
+    pub(crate) fn observe(&mut self, listing: &[ListedShard], now: Duration, durable: u64) -> Result<bool, Gap> {
         self.note_firsts(listing);
         let listed: BTreeSet<&str> = listing.iter().map(|shard| shard.id.as_str()).collect();
         let registered = self.register(listing);
+        self.ended.retain(|_, boundary| *boundary > durable);
         let forgotten = self.forget(&listed);
         self.check(listing, &listed, now)?;
         Ok(registered || forgotten)
@@ -150,14 +160,16 @@ impl Lineage {
     }
 
     /// Shards that have ended, are no longer listed and have handed on to their children; the eldest first, so that what is
-    /// missing among the lanes is always old (D19).
+    /// missing among the lanes is always old (D19). And not before a cut says that it has ended: until then a start may say
+    /// its changes again, and a table that stands ahead knows by its lane that it has them (protocol A2).
     fn forget(&mut self, listed: &BTreeSet<&str>) -> bool {
         let mut any = false;
         loop {
             let (lanes, has_child) = (&self.lanes.lanes, self.parents());
             let old = lanes.iter().filter(|(id, lane)| {
                 let eldest = lane.parent.as_ref().is_none_or(|parent| !lanes.contains_key(parent));
-                lane.at == Reached::End && eldest && !listed.contains(id.as_str()) && has_child.contains(*id)
+                let ended = lane.at == Reached::End && !self.ended.contains_key(*id);
+                ended && eldest && !listed.contains(id.as_str()) && has_child.contains(*id)
             });
             let old: Vec<String> = old.map(|(id, _)| id.clone()).collect();
             if old.is_empty() {
@@ -240,10 +252,11 @@ impl Lineage {
     }
 
     /// The shard has been read to its end: to the answer that says that nothing follows, never to an empty page or to an
-    /// error (D16).
-    pub(crate) fn end(&mut self, shard: &str) {
+    /// error (D16). The boundary of this number is the first that says so.
+    pub(crate) fn end(&mut self, shard: &str, boundary: u64) {
         if let Some(lane) = self.lanes.lanes.get_mut(shard) {
             lane.at = Reached::End;
+            self.ended.insert(shard.to_owned(), boundary);
         }
         self.taken.remove(shard);
     }
@@ -298,11 +311,11 @@ mod tests {
     fn it_is_done_when_all_that_is_listed_is_read_and_not_before() {
         let mut lineage = begun(&["a.", "b<a"]);
         assert!(!lineage.is_done(&listing(&["a.", "b<a."])));
-        lineage.end("b");
+        lineage.end("b", 1);
         assert!(lineage.is_done(&listing(&["a.", "b<a."])));
         assert!(!lineage.is_done(&listing(&["a.", "b<a.", "c<b."])), "a child that is not known yet");
         let mut old = begun(&["c<b"]);
-        old.end("c");
+        old.end("c", 1);
         assert!(old.is_done(&listing(&["b.", "c<b."])), "a parent that had ended before the first start");
     }
 
@@ -310,7 +323,7 @@ mod tests {
     fn a_shard_that_the_first_listing_lacked_is_not_read_behind_its_child() {
         let mut lineage = begun(&["a.", "c<b"]);
         assert_eq!(ids(lineage.take_readable()), ["c"]);
-        assert_eq!(lineage.observe(&listing(&["a.", "b<a.", "c<b"]), SECOND), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["a.", "b<a.", "c<b"]), SECOND, 1), Ok(false));
         assert!(lineage.take_readable().is_empty());
     }
 
@@ -318,20 +331,20 @@ mod tests {
     fn a_child_waits_for_its_parents_end_also_when_both_look_open() {
         let mut lineage = begun(&["a"]);
         assert_eq!(ids(lineage.take_readable()), ["a"]);
-        lineage.observe(&listing(&["b<a", "a"]), SECOND).unwrap();
+        lineage.observe(&listing(&["b<a", "a"]), SECOND, 1).unwrap();
         assert!(lineage.take_readable().is_empty());
         lineage.advance("a", number("7"));
         assert!(lineage.take_readable().is_empty());
-        lineage.end("a");
+        lineage.end("a", 1);
         assert_eq!(ids(lineage.take_readable()), ["b"]);
     }
 
     #[test]
     fn descendants_are_registered_in_whatever_order_they_are_listed() {
         let mut lineage = begun(&["a"]);
-        assert_eq!(lineage.observe(&listing(&["d<c", "c<b", "b<a", "a."]), SECOND), Ok(true));
+        assert_eq!(lineage.observe(&listing(&["d<c", "c<b", "b<a", "a."]), SECOND, 1), Ok(true));
         assert_eq!(lineage.lanes().lanes.len(), 4);
-        assert_eq!(lineage.observe(&listing(&["d<c", "c<b", "b<a", "a."]), SECOND), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["d<c", "c<b", "b<a", "a."]), SECOND, 1), Ok(false));
     }
 
     #[test]
@@ -339,7 +352,7 @@ mod tests {
         let mut lineage = begun(&["a"]);
         for minute in 1..5 {
             // c's parent b is listed; b's own parent is not known, so b is in doubt until a listing explains it.
-            let result = lineage.observe(&listing(&["a", "c<b", "b<x"]), SECOND * (minute * 20));
+            let result = lineage.observe(&listing(&["a", "c<b", "b<x"]), SECOND * (minute * 20), 1);
             match minute {
                 1..=3 => assert_eq!(result, Ok(false)),
                 _ => assert_eq!(result, Err(Gap::Orphan { shard: "b".into() })),
@@ -351,48 +364,73 @@ mod tests {
     fn a_shard_that_is_left_out_of_a_listing_is_lost_only_when_it_stays_away() {
         let mut lineage = begun(&["a", "b"]);
         lineage.advance("a", number("7"));
-        assert_eq!(lineage.observe(&listing(&["b"]), SECOND), Ok(false));
-        assert_eq!(lineage.observe(&listing(&["a", "b"]), SECOND * 50), Ok(false));
-        assert_eq!(lineage.observe(&listing(&["b"]), SECOND * 70), Ok(false), "the doubt begins anew");
-        let gap = lineage.observe(&listing(&["b"]), SECOND * 130).unwrap_err();
+        assert_eq!(lineage.observe(&listing(&["b"]), SECOND, 1), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["a", "b"]), SECOND * 50, 1), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["b"]), SECOND * 70, 1), Ok(false), "the doubt begins anew");
+        let gap = lineage.observe(&listing(&["b"]), SECOND * 130, 1).unwrap_err();
         assert_eq!(gap, Gap::Lost { shard: "a".into(), reached: "7".into() });
     }
 
     #[test]
     fn a_second_child_that_is_listed_late_is_still_read() {
         let mut lineage = begun(&["a"]);
-        lineage.end("a");
-        lineage.observe(&listing(&["a.", "b<a"]), SECOND).unwrap();
+        lineage.end("a", 1);
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND, 1).unwrap();
         assert_eq!(ids(lineage.take_readable()), ["b"]);
-        lineage.observe(&listing(&["a.", "b<a", "c<a"]), SECOND * 30).unwrap();
+        lineage.observe(&listing(&["a.", "b<a", "c<a"]), SECOND * 30, 1).unwrap();
         assert_eq!(ids(lineage.take_readable()), ["c"]);
     }
 
     #[test]
     fn a_shard_is_forgotten_only_when_it_has_ended_left_the_listing_and_has_children_here() {
         let mut lineage = begun(&["a"]);
-        lineage.observe(&listing(&["a.", "b<a"]), SECOND).unwrap();
-        lineage.end("a");
-        lineage.observe(&listing(&["a.", "b<a"]), SECOND).unwrap();
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND, 1).unwrap();
+        lineage.end("a", 1);
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND, 1).unwrap();
         assert!(lineage.lanes().lanes.contains_key("a"), "it is listed");
-        assert_eq!(lineage.observe(&listing(&["b<a"]), SECOND), Ok(true));
+        assert_eq!(lineage.observe(&listing(&["b<a"]), SECOND, 1), Ok(true));
         assert!(!lineage.lanes().lanes.contains_key("a"));
         // Listed once more, it is not taken for a new one.
-        assert_eq!(lineage.observe(&listing(&["a.", "b<a"]), SECOND * 200), Ok(false));
-        assert_eq!(lineage.observe(&listing(&["a.", "b<a"]), SECOND * 400), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["a.", "b<a"]), SECOND * 200, 1), Ok(false));
+        assert_eq!(lineage.observe(&listing(&["a.", "b<a"]), SECOND * 400, 1), Ok(false));
         // The youngest of a line never goes, however long it has ended.
-        lineage.end("b");
-        assert_eq!(lineage.observe(&[], SECOND * 500), Ok(false));
+        lineage.end("b", 1);
+        assert_eq!(lineage.observe(&[], SECOND * 500, 1), Ok(false));
         assert!(lineage.lanes().lanes.contains_key("b"));
+    }
+
+    #[test]
+    fn a_shard_is_not_forgotten_before_a_cut_says_that_it_has_ended() {
+        let mut lineage = begun(&["a"]);
+        lineage.observe(&listing(&["a.", "b<a"]), SECOND, 6).unwrap();
+        lineage.end("a", 7);
+        assert_eq!(lineage.observe(&listing(&["b<a"]), SECOND, 6), Ok(false));
+        assert!(lineage.lanes().lanes.contains_key("a"), "its changes may be said again");
+        assert_eq!(lineage.observe(&listing(&["b<a"]), SECOND, 7), Ok(true));
+        assert!(!lineage.lanes().lanes.contains_key("a"));
+    }
+
+    #[test]
+    fn what_ended_between_the_cut_and_where_reading_goes_on_is_not_forgotten_either() {
+        let mut before = begun(&["a", "c"]);
+        before.end("c", 1);
+        let cut = before.lanes().clone();
+        before.observe(&listing(&["a.", "b<a", "c.", "d<c"]), SECOND, 1).unwrap();
+        before.end("a", 1);
+        let mut lineage = Lineage::resume(before.lanes().clone(), SECOND * 60).ahead_of(&cut, 9);
+        assert_eq!(lineage.observe(&listing(&["b<a", "d<c"]), SECOND, 8), Ok(true));
+        assert_eq!(lineage.lanes().lanes.keys().collect::<Vec<_>>(), ["a", "b", "d"], "c had ended in the cut");
+        assert_eq!(lineage.observe(&listing(&["b<a", "d<c"]), SECOND, 9), Ok(true));
+        assert_eq!(lineage.lanes().lanes.keys().collect::<Vec<_>>(), ["b", "d"]);
     }
 
     #[test]
     fn a_line_is_forgotten_from_its_eldest_on() {
         let mut lineage = begun(&["a"]);
-        lineage.observe(&listing(&["a.", "b<a.", "c<b"]), SECOND).unwrap();
-        ["a", "b"].iter().for_each(|shard| lineage.end(shard));
-        assert_eq!(lineage.observe(&listing(&["a.", "c<b"]), SECOND), Ok(false), "b has left, its parent has not");
-        assert_eq!(lineage.observe(&listing(&["c<b"]), SECOND), Ok(true));
+        lineage.observe(&listing(&["a.", "b<a.", "c<b"]), SECOND, 1).unwrap();
+        ["a", "b"].iter().for_each(|shard| lineage.end(shard, 1));
+        assert_eq!(lineage.observe(&listing(&["a.", "c<b"]), SECOND, 1), Ok(false), "b has left, its parent has not");
+        assert_eq!(lineage.observe(&listing(&["c<b"]), SECOND, 1), Ok(true));
         assert_eq!(lineage.open().collect::<Vec<_>>(), ["c"]);
         assert_eq!(lineage.lanes().lanes.len(), 1);
     }

@@ -151,6 +151,9 @@ impl<'a> Start<'a> {
         let copies = copies(source, &clients, &lakehouse, &tables, begun, kept.as_ref()).await?;
         // Tables that go on with what is kept, with what they have read themselves; and those that do not.
         let (mut own, mut begun) = (BTreeMap::new(), Lanes::default());
+        // Each copy may take the number of a boundary for itself.
+        let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
+        let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
         let mut follow = |captured: &Captured| {
             let name = &captured.table.name;
             let copied = copies.iter().find(|copy| copy.captured.table.name == *name);
@@ -166,8 +169,9 @@ impl<'a> Start<'a> {
                 Some(_) => drop(own.insert(name.clone(), Arc::clone(&lanes))),
                 None => begun.set(name, TableLanes::clone(&lanes)),
             }
-            let lanes = kept.unwrap_or_else(|| TableLanes::clone(&lanes));
-            let lineage = Lineage::resume(lanes, source.pace.listing_lag).with(planted);
+            let followed = kept.unwrap_or_else(|| TableLanes::clone(&lanes));
+            let lineage = Lineage::resume(followed, source.pace.listing_lag).with(planted);
+            let lineage = lineage.ahead_of(&lanes, reached.next().offset());
             let on_gap = source.on_gap(name);
             let bridge = (on_gap == OnGap::IncrementalExport)
                 .then(|| Bridge { source: Arc::new(source.clone()), table: captured.table.clone() });
@@ -183,9 +187,6 @@ impl<'a> Start<'a> {
             Some((name.clone(), followed))
         };
         let followed = tables.iter().filter_map(&mut follow).collect();
-        // Each copy may take the number of a boundary for itself.
-        let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
-        let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
         let stream = DynamodbStream::start(clients.clone(), source.pace, followed, reached);
         let mut stream = match kept {
             Some(kept) if own.is_empty() || (copies.is_empty() && kept.is_said(&own)) => {

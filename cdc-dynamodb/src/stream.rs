@@ -172,13 +172,13 @@ impl DynamodbStream {
                     }
                 }
                 if ended {
-                    followed.lineage.end(&lane);
+                    followed.lineage.end(&lane, self.next);
                 }
                 followed.moved = true;
             }
             Bridged::Closed { lanes, listing } => {
                 info!(table = &**table, "the gap is closed");
-                followed.lineage = Lineage::resume_bridged(lanes, &listing, followed.lineage.lag());
+                followed.lineage.bridge(lanes, &listing, self.next);
                 (followed.gap, followed.moved) = (None, true);
                 followed.tips = Tips::resume(followed.lineage.lanes(), self.eager_listing);
                 self.follow(table);
@@ -220,7 +220,7 @@ impl DynamodbStream {
     fn listing(&mut self, table: &Arc<str>, shards: &[ListedShard], begun: Instant, disabled: bool) {
         let begun = begun.saturating_duration_since(self.started);
         let Some(followed) = self.tables.get_mut(table) else { return };
-        match followed.lineage.observe(shards, begun) {
+        match followed.lineage.observe(shards, begun, self.durable.load(Ordering::Relaxed)) {
             // A table that halts takes nothing along that is on its way: its last changes are in the lake first.
             Ok(_) if disabled && followed.lineage.is_done(shards) && followed.is_durable(&self.durable) => {
                 let message = "the stream was disabled, or its table deleted; all of it has been read";
@@ -279,7 +279,7 @@ impl DynamodbStream {
         if ended {
             info!(table = &*table, shard = &*shard, "shard is read to its end");
             followed.tips.end(&shard, self.started.elapsed());
-            followed.lineage.end(&shard);
+            followed.lineage.end(&shard, self.next);
             followed.moved = true;
             followed.nudge.notify_one();
             self.pending_since.get_or_insert_with(Instant::now);

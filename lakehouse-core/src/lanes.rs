@@ -91,8 +91,9 @@ impl Reached {
 
 /// The lanes of one source table's log.
 ///
-/// A lane leaves only when it has ended, its children are here, and its parent has left before it. So a lane that is
-/// missing here is either old, or a descendant of one that is here.
+/// A lane leaves only when it has ended, a cut says so, its children are here, and its parent has left before it. So a lane
+/// that is missing here is either old, or a descendant of one that is here; and of an old one nothing is said again, as
+/// nobody starts before the cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TableLanes {
