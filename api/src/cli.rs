@@ -13,8 +13,8 @@ use crate::config::Span;
 use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 10] =
-    ["adopt", "tag", "protect", "doctor", "load", "deploy", "openapi", "healthcheck", "quarantine", "explain-batch"];
+pub(crate) const LATER: [&str; 9] =
+    ["adopt", "tag", "protect", "doctor", "load", "deploy", "healthcheck", "quarantine", "explain-batch"];
 
 /// Copies PostgreSQL into Apache Iceberg tables: exactly once, seconds behind, every commit a point to read at.
 #[derive(Debug, Parser)]
@@ -106,6 +106,8 @@ pub(crate) enum Verb {
     /// Look at the audit trail: what operators have done, who was refused, which rows were read over HTTP.
     #[command(subcommand, disable_help_subcommand = true)]
     Audit(Audit),
+    /// Print the OpenAPI document of the HTTP service; it needs no configuration.
+    Openapi,
     /// Print the completion script of a shell.
     Completions { shell: Shell },
     /// Print the version.

@@ -2,9 +2,10 @@
 //! asks for all that on behalf of a person (`console.rs`). Nothing here changes a table by itself: handlers ask `operate`
 //! for what the command line's verbs ask for, too.
 //!
-//! A request goes through `routes.rs` (which role may call what), `auth.rs` (who is calling) and one handler; every error,
-//! whoever makes it, becomes an answer in `problem.rs`. Rows are written by blocking work through a pipe that the client
-//! empties (`pipe.rs`); operations go on behind their answers (`coordinator.rs`). Connections are HTTP/1.1 without TLS: a proxy in front ends it.
+//! A request goes through `routes.rs` (which role may call what; `openapi.rs` tells programs), `auth.rs` (who is calling)
+//! and one handler; every error, whoever makes it, becomes an answer in `problem.rs`. Rows are written by blocking work
+//! through a pipe that the client empties (`pipe.rs`); operations go on behind their answers (`coordinator.rs`). Connections
+//! are HTTP/1.1 without TLS: a proxy in front ends it.
 
 mod auth;
 mod body;
@@ -15,6 +16,7 @@ mod etag;
 mod format;
 mod metrics;
 mod noted;
+pub(crate) mod openapi;
 mod operations;
 mod pipe;
 mod pipelines;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::layers::Section;
 use super::units::Span;
@@ -42,7 +43,7 @@ pub(crate) struct TokenConfig {
 }
 
 /// Each may do what those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
     Reader,

@@ -12,10 +12,12 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::Utc;
 use lakehouse_core::schema::TableName;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::warn;
+use utoipa::ToSchema;
 
 use super::problem::{HttpProblem, RequestId};
 use super::{Service, Shared};
@@ -48,9 +50,24 @@ impl Principal {
     }
 }
 
+/// Who a token is.
+#[derive(Serialize, ToSchema)]
+struct Me {
+    /// The token's name in the configuration; `anonymous` without one.
+    principal: String,
+    role: Role,
+    /// Patterns `namespace.table`; either half may be `*`.
+    #[schema(value_type = Vec<String>)]
+    tables: Scope,
+}
+
 /// Who the caller is, for a client that offers only what they may do.
+#[utoipa::path(
+    get, path = "/v1/me", operation_id = "me", tag = "service",
+    responses((status = 200, description = "Name, role and tables of the token", body = Me))
+)]
 pub(super) async fn me(Extension(Principal { name, role, tables, .. }): Extension<Principal>) -> Response {
-    Json(json!({"principal": *name, "role": role, "tables": tables})).into_response()
+    Json(Me { principal: name.to_string(), role, tables }).into_response()
 }
 
 /// What a route asks of its callers.

@@ -11,6 +11,7 @@ use lakehouse_core::diff::{Counts, Diff};
 use serde::Deserialize;
 use serde_json::{Map, json};
 use tracing::info;
+use utoipa::IntoParams;
 
 use super::Shared;
 use super::auth::Principal;
@@ -19,23 +20,47 @@ use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
 use super::rows::{end_of_lines, query, respond, too_many};
-use super::tables::Named;
+use super::tables::{InPath, Named};
 use crate::cli;
 use crate::failure::Failure;
 use crate::lake::{Neighbours, Point};
 use crate::rows::ChangesOutput;
+use crate::shapes;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wish {
-    /// A point in one word.
+    /// A point in one word: a snapshot's id, a time as RFC 3339 has it, a cut's position, or a tag.
+    #[param(example = "main")]
     from: String,
+    /// The same.
+    #[param(example = "main")]
     to: String,
     /// Only how many rows differ.
     #[serde(default)]
     counts: bool,
 }
 
+/// Read what differs between two points of a table's past.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/diff", operation_id = "read_diff", tag = "tables", params(InPath, Wish),
+    responses(
+        (
+            status = 200, description = "What differs, in the format that `Accept` asks for; counts always as JSON",
+            content(
+                (shapes::Changes = "application/json"), (shapes::Lines = "application/x-ndjson"),
+                (shapes::Csv = "text/csv"), (shapes::ArrowStream = "application/vnd.apache.arrow.stream"),
+            ),
+            headers(("ETag" = String))
+        ),
+        (status = 403, description = "The token may not read this table, or this server shows no rows"),
+        (status = 404, description = "There is no such table, snapshot, tag or cut"),
+        (status = 406, description = "Rows do not come in a format that `Accept` names"),
+        (status = 410, description = "A state has expired; `nearest` says what is kept around it"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
 pub(super) async fn get(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

@@ -14,13 +14,14 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{info, warn};
+use utoipa::IntoParams;
 
 use super::auth::Principal;
 use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Answer, Pipe, Wanted, too_much};
 use super::problem::HttpProblem;
-use super::tables::Named;
+use super::tables::{InPath, Named};
 use super::{Service, Shared};
 use crate::answer;
 use crate::cli::{self, parse_time};
@@ -28,6 +29,7 @@ use crate::digest::sha256;
 use crate::failure::Failure;
 use crate::lake::{Chosen, Neighbours, Point};
 use crate::rows::{self, FilterTree, Output, Reading, Where};
+use crate::shapes;
 
 /// Rows, or changes, of one JSON document, which is made in memory.
 pub(super) const JSON_ROWS: u64 = 10_000;
@@ -37,17 +39,26 @@ const JSON_BYTES: usize = 32 << 20;
 const SCAN_SECONDS: u64 = 1;
 
 /// What to read. Of the first four at most one.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wish {
+    /// The state as of this snapshot. At most one of `snapshot_id`, `as_of`, `tag` and `cut`; else the newest.
+    #[param(value_type = Option<String>, pattern = "^-?[0-9]{1,19}$")]
     snapshot_id: Option<i64>,
+    /// The state as of this time: RFC 3339, or a date; without a zone it is UTC.
+    #[param(example = "2026-11-21T09:30:00Z")]
     as_of: Option<String>,
+    /// The state of this tag; `main` is the newest.
     tag: Option<String>,
+    /// The state at the newest cut at or before this position.
+    #[param(value_type = Option<shapes::Position>)]
     cut: Option<String>,
     /// Columns, with commas between them.
     select: Option<String>,
-    /// A filter tree as JSON.
+    /// A filter tree as JSON, such as `{"eq": {"column": "state", "value": "paid"}}`.
     filter: Option<String>,
+    /// At most so many rows.
     limit: Option<u64>,
 }
 
@@ -93,6 +104,31 @@ pub(super) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Htt
     query.map(|Query(wish)| wish).map_err(|rejection| HttpProblem::invalid(rejection.body_text()))
 }
 
+/// Read rows of a table, now or in the past.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/rows", operation_id = "read_rows", tag = "tables", params(InPath, Wish),
+    responses(
+        (
+            status = 200, description = "Rows, in the format that `Accept` asks for",
+            content(
+                (shapes::Rows = "application/json"), (shapes::Lines = "application/x-ndjson"),
+                (shapes::Csv = "text/csv"), (shapes::ArrowStream = "application/vnd.apache.arrow.stream"),
+            ),
+            headers(
+                ("ETag" = String),
+                ("Snapshot-Id" = String, description = "The state that the rows are of"),
+                ("Snapshot-Timestamp" = String, description = "When it was committed, as RFC 3339"),
+                ("Consistency" = String, description = "`cut` where all tables agree, else `per_table`"),
+                ("Athena-SQL" = String, description = "The same rows by Athena, without the filter"),
+            )
+        ),
+        (status = 403, description = "The token may not read this table, or this server shows no rows"),
+        (status = 404, description = "There is no such table, snapshot, tag or cut"),
+        (status = 406, description = "Rows do not come in a format that `Accept` names"),
+        (status = 410, description = "The state has expired; `nearest` says what is kept around it"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
 pub(super) async fn get(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

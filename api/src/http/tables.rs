@@ -10,7 +10,8 @@ use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{self, is_control};
 use lakehouse_core::schema::TableName;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::Shared;
 use super::auth::Principal;
@@ -23,6 +24,14 @@ use crate::verbs::health;
 use crate::verbs::snapshots::Snapshots;
 use crate::verbs::tables::Table;
 
+/// How an address names a table.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct InPath {
+    namespace: String,
+    table: String,
+}
+
 /// The table that an address names.
 pub(super) struct Named(pub(super) TableName);
 
@@ -30,8 +39,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = HttpProblem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, HttpProblem> {
-        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let Path((namespace, table)) = path.map_err(|rejection| HttpProblem::invalid(rejection.body_text()))?;
+        let path = Path::<InPath>::from_request_parts(parts, state).await;
+        let Path(InPath { namespace, table }) =
+            path.map_err(|rejection| HttpProblem::invalid(rejection.body_text()))?;
         Ok(Self(TableName::new(namespace, table)))
     }
 }
@@ -47,11 +57,17 @@ impl Named {
     }
 }
 
-#[derive(Serialize)]
+/// Those that the token may see.
+#[derive(Serialize, ToSchema)]
 struct Tables {
     tables: Vec<Table>,
 }
 
+/// List tables.
+#[utoipa::path(
+    get, path = "/v1/tables", operation_id = "list_tables", tag = "tables",
+    responses((status = 200, description = "The tables that the token may see", body = Tables, headers(("ETag" = String))))
+)]
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -71,7 +87,9 @@ pub(super) async fn list(
     Ok(etag.on(Json(Tables { tables }).into_response()))
 }
 
-#[derive(Serialize)]
+/// A table with its columns.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DescribedTable)]
 struct Described {
     #[serde(flatten)]
     table: Table,
@@ -80,7 +98,7 @@ struct Described {
     key: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Column {
     name: String,
     r#type: String,
@@ -89,6 +107,14 @@ struct Column {
     doc: Option<String>,
 }
 
+/// Describe a table.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}", operation_id = "describe_table", tag = "tables", params(InPath),
+    responses(
+        (status = 200, description = "The table with its columns and key", body = Described, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn describe(
     State(service): State<Shared>,
     named: Named,
@@ -112,6 +138,15 @@ pub(super) async fn describe(
     Ok(etag.on(Json(described).into_response()))
 }
 
+/// List the snapshots of a table, oldest first.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/snapshots", operation_id = "list_snapshots", tag = "tables",
+    params(InPath),
+    responses(
+        (status = 200, description = "What each has changed", body = Snapshots, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn snapshots(
     State(service): State<Shared>,
     named: Named,
@@ -122,13 +157,14 @@ pub(super) async fn snapshots(
     Ok(etag.unchanged(&headers).unwrap_or_else(|| etag.on(Json(Snapshots::of(&table)).into_response())))
 }
 
-#[derive(Serialize)]
+/// Branches and tags of a table.
+#[derive(Serialize, ToSchema)]
 struct References {
     table: String,
     refs: Vec<Reference>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Reference {
     name: String,
     /// `branch` or `tag`.
@@ -136,6 +172,14 @@ struct Reference {
     snapshot_id: String,
 }
 
+/// List the branches and tags of a table.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/refs", operation_id = "list_refs", tag = "tables", params(InPath),
+    responses(
+        (status = 200, description = "Each with its snapshot", body = References, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn references(
     State(service): State<Shared>,
     named: Named,
@@ -157,7 +201,14 @@ pub(super) async fn references(
     Ok(etag.on(Json(References { table: table.name.to_string(), refs }).into_response()))
 }
 
-/// Has no tag: ages in it grow by themselves.
+/// Measure how well a table can be read. It has no tag: ages in it grow by themselves.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/health", operation_id = "table_health", tag = "tables", params(InPath),
+    responses(
+        (status = 200, description = "Its measures", body = health::Table),
+        (status = 404, description = "There is no such table of a pipeline"),
+    )
+)]
 pub(super) async fn health(State(service): State<Shared>, named: Named) -> Result<Response, HttpProblem> {
     let table = named.load(&service.lake).await?;
     check_maintained(&table)?;
