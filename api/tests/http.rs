@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use crate::openapi;
 use crate::support::{Installation, lake};
 use iceberg::TableUpdate;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog, Swap};
@@ -67,9 +68,9 @@ const OPERATING: [(&str, &str, &str, [u16; 3]); 15] = [
 ];
 
 /// A serving process, which ends with this.
-struct Service {
+pub(crate) struct Service {
     process: Child,
-    uri: String,
+    pub(crate) uri: String,
     metrics: String,
 }
 
@@ -86,7 +87,7 @@ fn free_address() -> String {
 }
 
 impl Service {
-    async fn start(installation: &Installation) -> Self {
+    pub(crate) async fn start(installation: &Installation) -> Self {
         let (listen, metrics) = (free_address(), free_address());
         let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
         let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
@@ -99,7 +100,7 @@ impl Service {
         service
     }
 
-    async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
+    pub(crate) async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
         self.call("GET", target, headers).await
     }
 
@@ -109,7 +110,9 @@ impl Service {
 
     async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
         let answer = exchange(method, &format!("{}{target}", self.uri), headers, body).await;
-        answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"));
+        openapi::check_answer(method, target, &answer);
+        answer
     }
 
     /// A JSON document with status 200.
@@ -124,7 +127,7 @@ fn text(answer: &Exchange) -> String {
     String::from_utf8(answer.content()).expect("text")
 }
 
-/// The stable code of an error, whose form is that of RFC 9457.
+/// The stable code of an error, whose form is that of RFC 9457; below 500 the OpenAPI document knows it.
 fn problem(answer: &Exchange) -> (u16, String) {
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", text(answer));
     let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
@@ -133,6 +136,10 @@ fn problem(answer: &Exchange) -> (u16, String) {
     }
     assert_eq!(document["status"], json!(answer.status()));
     assert_eq!(document["request_id"].as_str(), answer.header("x-request-id"));
+    match openapi::codes(answer.status()) {
+        Some(codes) => assert!(codes.contains(&document["code"]), "{document}"),
+        None => assert!(answer.status() >= 500, "{document}"),
+    }
     (answer.status(), document["code"].as_str().expect("a code").to_owned())
 }
 
@@ -141,7 +148,7 @@ async fn anonymous() -> Installation {
 }
 
 /// The configuration of all [`TOKENS`].
-fn tokens() -> String {
+pub(crate) fn tokens() -> String {
     let token = |(name, digest, more): &(&str, &str, &str)| {
         format!("[api.auth.tokens.{name}]\nsha256 = \"{digest}\"\n{more}\n")
     };

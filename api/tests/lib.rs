@@ -13,6 +13,7 @@ mod http;
 mod kills;
 mod live;
 mod maintenance;
+mod openapi;
 mod operate_http;
 mod resync;
 mod rollback;
