@@ -18,5 +18,6 @@ mod operate_http;
 mod resync;
 mod rollback;
 mod s3_tables;
+mod schemathesis;
 mod spark;
 mod support;
