@@ -1,5 +1,6 @@
 //! Parts of answers for the OpenAPI document whose types cannot say what they look like: those of crates that know no HTTP,
-//! and documents with rows, which are written as they are read. Nobody makes one of these.
+//! and documents with rows, which are written as they are read. Nobody makes one of these. Their comments are for readers of
+//! the document.
 
 #![expect(dead_code, reason = "only their schemas are wanted")]
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-/// [`lakehouse_core::position::Position`].
+// lakehouse_core::position::Position
 pub(crate) struct Position;
 
 impl PartialSchema for Position {
@@ -24,7 +25,8 @@ impl PartialSchema for Position {
 
 impl ToSchema for Position {}
 
-/// [`lakehouse_core::commit::Stage`]: how far an operation has come.
+// lakehouse_core::commit::Stage
+/// How far an operation has come.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(crate) enum Stage {
@@ -34,7 +36,8 @@ pub(crate) enum Stage {
     Released,
 }
 
-/// [`lakehouse_core::commit::RolledTable`]: one table of an operation.
+// lakehouse_core::commit::RolledTable
+/// One table of an operation.
 #[derive(ToSchema)]
 pub(crate) struct RolledTable {
     /// The table's name at the source.
@@ -44,12 +47,14 @@ pub(crate) struct RolledTable {
     /// The snapshot whose rows are made current again.
     target: String,
     /// Left out where it is not known.
+    #[schema(nullable = false)]
     target_position: Option<Position>,
     /// What the table had, and keeps.
     position: Position,
 }
 
-/// [`maintenance::health::TableHealth`]; all of it is left out where the table cannot be measured.
+// maintenance::health::TableHealth
+/// Measures of a table; all of them are left out where it cannot be measured.
 #[derive(ToSchema)]
 pub(crate) struct Measures {
     /// Of 100.
