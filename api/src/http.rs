@@ -25,6 +25,7 @@ mod rollbacks;
 mod routes;
 mod rows;
 mod tables;
+mod tags;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

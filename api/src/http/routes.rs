@@ -7,14 +7,14 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, post, put};
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use super::auth::{self, Guard, me};
 use super::body::BODY_BYTES;
-use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables};
+use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables, tags};
 use crate::config::Role;
 
 /// How long an answer without rows may take (S6); one with rows has the time of a scan.
@@ -32,12 +32,17 @@ pub(super) fn api(service: &Shared) -> Router {
         .route("/v1/tables/{namespace}/{table}", guarded(Role::Reader, get(tables::describe)))
         .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
         .route("/v1/tables/{namespace}/{table}/refs", guarded(Role::Reader, get(tables::references)))
+        .route("/v1/tables/{namespace}/{table}/tags/{name}", guarded(Role::Reader, get(tags::show)))
         .route("/v1/tables/{namespace}/{table}/health", guarded(Role::Reader, get(tables::health)))
         .route("/v1/pipelines", guarded(Role::Reader, get(pipelines::list)))
         .route("/v1/pipelines/{pipeline}", guarded(Role::Reader, get(pipelines::show)))
         .route("/v1/operations", guarded(Role::Reader, get(operations::list)))
         .route("/v1/operations/{id}", guarded(Role::Reader, get(operations::show)));
     let operating = Router::new()
+        .route(
+            "/v1/tables/{namespace}/{table}/tags/{name}",
+            guarded(Role::Operator, put(tags::set).delete(tags::remove)),
+        )
         .route("/v1/pipelines/{pipeline}/pause", guarded(Role::Operator, post(pipelines::pause)))
         .route("/v1/pipelines/{pipeline}/resume", guarded(Role::Operator, post(pipelines::resume)))
         .route("/v1/pipelines/{pipeline}/resync", guarded(Role::Operator, post(pipelines::resync)))
