@@ -14,7 +14,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use super::auth::{self, Guard, me};
 use super::body::BODY_BYTES;
-use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables, tags};
+use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep};
 use crate::config::Role;
 
 /// How long an answer without rows may take (S6); one with rows has the time of a scan.
@@ -47,14 +47,17 @@ pub(super) fn api(service: &Shared) -> Router {
         .route("/v1/pipelines/{pipeline}/resume", guarded(Role::Operator, post(pipelines::resume)))
         .route("/v1/pipelines/{pipeline}/resync", guarded(Role::Operator, post(pipelines::resync)))
         .route("/v1/rollbacks/{id}/confirm", guarded(Role::Operator, post(rollbacks::confirm)))
+        .route("/v1/maintenance/runs/{id}", guarded(Role::Operator, get(upkeep::show)))
         .route("/v1/operations/{id}/undo", guarded(Role::Operator, post(operations::undo)))
         .route("/v1/operations/{id}/abort", guarded(Role::Operator, post(operations::abort)))
         .route("/v1/operations/{id}/accept", guarded(Role::Operator, post(operations::accept)))
         .route("/v1/operations/{id}/replay", guarded(Role::Operator, post(operations::replay)));
     let quick = about.merge(operating).layer(within_time(ANSWER_TIME));
-    // Its answer has no rows, but it reads them.
+    // Their answers have no rows of tables, but they read them, or what stands about all of them.
     let planning = Router::new()
         .route("/v1/rollbacks", guarded(Role::Operator, post(rollbacks::preview)))
+        .route("/v1/maintenance", guarded(Role::Operator, post(upkeep::maintain)))
+        .route("/v1/maintenance/runs", guarded(Role::Reader, get(upkeep::history)))
         .layer(within_time(service.api.scan_time.0));
     let with_rows = Router::new()
         .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))
