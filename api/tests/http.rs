@@ -559,7 +559,7 @@ async fn an_order_that_cannot_be_understood_changes_nothing() {
         ("/v1/rollbacks", &format!(r#"{{"pipeline":"app",{orders},"tag":"main"}}"#), 409, "TARGET_IS_HEAD"),
         ("/v1/maintenance", r#"{"dry_run":false}"#, 400, "REQUEST_INVALID"),
         ("/v1/maintenance", r#"{"tables":[]}"#, 400, "REQUEST_INVALID"),
-        ("/v1/maintenance", r#"{"tables":["app.order"]}"#, 404, "TABLE_UNKNOWN"),
+        ("/v1/maintenance", r#"{"tables":["app.order"],"dry_run":false,"reason":"x"}"#, 404, "TABLE_UNKNOWN"),
         ("/v1/maintenance", r#"{"tables":["lakehouse_control.app"]}"#, 404, "TABLE_UNKNOWN"),
         ("/v1/operations/none/undo", "{}", 400, "REQUEST_INVALID"),
         ("/v1/operations/none/replay", r#"{"reason":"x","without":["y"]}"#, 400, "REQUEST_INVALID"),

@@ -31,7 +31,7 @@ use super::{Service, Shared};
 use crate::answer;
 use crate::audit::Intent;
 use crate::failure::Failure;
-use crate::upkeep::{TableReport, Upkeep, When, is_maintained};
+use crate::upkeep::{TableReport, Upkeep, When, check_maintained, is_maintained};
 
 /// Steps of the history that an answer has, and the most that it may have.
 const STEPS: usize = 100;
@@ -178,9 +178,15 @@ fn without_causes(mut reports: Vec<TableReport>) -> Vec<TableReport> {
 
 impl Service {
     /// Those that are named, or all that the caller may see: never none, which would mean all.
+    ///
+    /// # Errors
+    /// `FORBIDDEN`; `TABLE_UNKNOWN`.
     async fn maintained(&self, principal: &Principal, names: Vec<TableName>) -> Result<Vec<TableName>, HttpProblem> {
         if !names.is_empty() {
             self.check_scope(principal, &names).await?;
+            for name in &names {
+                check_maintained(&self.lake.table(name).await?)?;
+            }
             return Ok(names);
         }
         let mut all = self.lake.tables(None).await?;

@@ -35,10 +35,10 @@ const PASSES: &str = "fuji.entry_passes";
 const BEFORE: &str = "before-release-42";
 const BEHIND: &str = "behind-release-42";
 
-/// One statement over both tables is one transaction. What is cancelled and refunded is touched by nobody any more.
+/// One statement over both tables is one transaction; few rows each, as a diff shows them whole. What is cancelled and refunded is touched by nobody any more.
 const SPOIL: &str = "
     WITH spoilt AS (
-        UPDATE payments SET amount = 0, state = 'refunded' WHERE id % 500 = $1 AND state = 'captured' RETURNING pass_id)
+        UPDATE payments SET amount = 0, state = 'refunded' WHERE id % 5000 = $1 AND state = 'captured' RETURNING pass_id)
     UPDATE entry_passes SET state = 'cancelled', entered_at = NULL WHERE id IN (SELECT pass_id FROM spoilt)";
 /// How many rows of each table are spoilt at the source, and no others are.
 const SPOILT: &str = "SELECT count(*), count(DISTINCT pass_id) FROM payments WHERE amount = 0";
@@ -99,8 +99,8 @@ impl Demo {
         while begun.elapsed() < out {
             // Business was there first.
             tokio::time::sleep(PACE).await;
-            scene.client.execute(&spoil, &[&number]).await?;
             number += 1;
+            scene.client.execute(&spoil, &[&number]).await?;
             self.screen.progress(&format!("release 42 is out, {}", seconds(begun.elapsed())));
             if let Some(service) = &mut self.service {
                 service.check()?;
