@@ -13,8 +13,8 @@ use crate::config::Span;
 use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 10] =
-    ["adopt", "tag", "protect", "doctor", "load", "deploy", "openapi", "healthcheck", "quarantine", "explain-batch"];
+pub(crate) const LATER: [&str; 8] =
+    ["adopt", "doctor", "load", "deploy", "openapi", "healthcheck", "quarantine", "explain-batch"];
 
 /// Copies PostgreSQL into Apache Iceberg tables: exactly once, seconds behind, every commit a point to read at.
 #[derive(Debug, Parser)]
@@ -97,6 +97,10 @@ pub(crate) enum Verb {
     Replay(Replay),
     /// Go on from a rollback's rows with the changes since it; the tables diverge from their source.
     Accept(OfOperation),
+    /// Give a snapshot a name, by which it is read and does not expire; or take the name away.
+    Tag(Tag),
+    /// The same with a name that stays: to take it away needs a reason, and over HTTP the role admin.
+    Protect(Protect),
     /// List the rollbacks of a pipeline.
     Operations(Operations),
     /// Let a pipeline stand still.
@@ -334,6 +338,49 @@ impl std::str::FromStr for PositionRange {
         let position = |text: &str| text.parse().map_err(|_| wrong());
         Self::new(position(after)?, position(up_to)?)
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// namespace.table
+    pub(crate) table: TableName,
+    /// The tag: letters, digits, `.`, `_` and `-`, and slashes between them.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// It may be at another snapshot, and moves.
+    #[arg(long = "move")]
+    pub(crate) moves: bool,
+    /// Take the tag away; its snapshot may expire then.
+    #[arg(long, conflicts_with_all = ["moves", "snapshot", "as_of", "tag", "cut"])]
+    pub(crate) remove: bool,
+    /// Why; recorded in the audit trail.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Protect {
+    /// namespace.table
+    pub(crate) table: TableName,
+    /// The tag is `protected/NAME`.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// Take the tag away; its snapshot may expire then.
+    #[arg(long, conflicts_with_all = ["snapshot", "as_of", "tag", "cut"])]
+    pub(crate) remove: bool,
+    /// Why; recorded in the audit trail.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ mod format;
 mod metrics;
 mod noted;
 mod operations;
+mod passes;
 mod pipe;
 mod pipelines;
 mod plans;
@@ -25,6 +26,8 @@ mod rollbacks;
 mod routes;
 mod rows;
 mod tables;
+mod tags;
+mod upkeep;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -47,6 +50,7 @@ use crate::failure::Failure;
 use crate::lake::Lake;
 use coordinator::Coordinator;
 use metrics::Metrics;
+use passes::Passes;
 use plans::Plans;
 
 /// Open connections of one listener (S6); more wait in the system's queue.
@@ -71,6 +75,8 @@ struct Service {
     /// Rollbacks that were shown and not yet confirmed.
     plans: Mutex<Plans>,
     coordinator: Coordinator,
+    /// Passes of maintenance that callers have asked for.
+    passes: Mutex<Passes>,
     audit: Audit,
 }
 
@@ -99,6 +105,7 @@ impl Server {
             scans: Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1))),
             metrics: Metrics::new(audit.entries()),
             plans: Mutex::default(),
+            passes: Mutex::default(),
             audit,
         });
         let mut listeners = vec![(listen("listen", api.listen).await?, routes::api(&service))];

@@ -10,9 +10,7 @@ use chrono::{DateTime, Utc};
 use iceberg::spec::SnapshotRef;
 use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{self, TableState};
-use lakehouse_core::commit::{
-    ControlState, GiveWay, Maintainer, is_control, named_snapshots, recorded_cuts, runs_table,
-};
+use lakehouse_core::commit::{ControlState, GiveWay, Maintainer, is_control, recorded_cuts, references, runs_table};
 use lakehouse_core::foreign::is_ours;
 use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL, TABLES_AT_ONCE};
 use lakehouse_core::live::LiveFiles;
@@ -276,18 +274,18 @@ pub(crate) fn as_of(table: &LoadedTable, time: DateTime<Utc>) -> Result<Chosen, 
 /// # Errors
 /// `TAG_UNKNOWN`, with the nearest name.
 pub(crate) fn by_tag(table: &LoadedTable, tag: &str) -> Result<Chosen, Failure> {
-    let mut names: Vec<(String, i64)> = Vec::new();
-    for (id, known) in named_snapshots(table) {
-        names.extend(known.into_iter().map(|name| (name, id)));
+    match references(table).get(tag) {
+        Some(found) => by_id(table, found.snapshot_id),
+        None => Err(unknown_tag(table, tag)),
     }
-    if let Some((_, id)) = names.iter().find(|(name, _)| name == tag) {
-        return by_id(table, *id);
-    }
-    let remedy = match nearest(tag, names.iter().map(|(name, _)| name.as_str())) {
+}
+
+pub(crate) fn unknown_tag(table: &LoadedTable, tag: &str) -> Failure {
+    let remedy = match nearest(tag, references(table).keys().map(String::as_str)) {
         Some(near) => format!("the nearest one is {near}; `lakehouse snapshots {}` lists all", table.name),
         None => format!("list its snapshots with `lakehouse snapshots {}`", table.name),
     };
-    Err(Failure::failed("TAG_UNKNOWN", table.name.to_string(), format!("the table has no tag {tag:?}"), remedy))
+    Failure::failed("TAG_UNKNOWN", table.name.to_string(), format!("the table has no tag {tag:?}"), remedy)
 }
 
 /// The snapshot that the newest cut at or before `position` names, by the control table of the table's pipeline.

@@ -9,6 +9,7 @@ pub(crate) mod pause;
 pub(crate) mod release;
 pub(crate) mod resync;
 pub(crate) mod rollback;
+pub(crate) mod tags;
 
 pub(crate) use control::heads;
 

@@ -16,6 +16,7 @@ mod rows;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 pub(crate) mod tables;
+mod tag;
 mod validate;
 mod verify;
 mod version;
@@ -110,6 +111,8 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Abort(arguments) => release::undo(&context, &arguments, "abort").await,
         Verb::Replay(arguments) => release::replay(&context, &arguments).await,
         Verb::Accept(arguments) => release::accept(&context, &arguments).await,
+        Verb::Tag(arguments) => tag::tag(&context, &arguments).await,
+        Verb::Protect(arguments) => tag::protect(&context, &arguments).await,
         Verb::Operations(arguments) => operations::run(&context, &arguments).await,
         Verb::Pause(arguments) => pause::pause(&context, &arguments).await,
         Verb::Resume(arguments) => pause::resume(&context, &arguments).await,

@@ -19,3 +19,4 @@ mod rollback;
 mod s3_tables;
 mod spark;
 mod support;
+mod tags;

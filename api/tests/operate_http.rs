@@ -358,6 +358,10 @@ async fn a_plan_is_confirmed_on_what_it_has_shown_or_not_at_all() {
     let rows = scene.rows().await;
     assert_eq!(rows.len(), 100, "the deleted rows are there");
     assert!(rows.contains(&(1, 1)) && rows.contains(&(65, 0)), "and what came before them");
+    let pipeline = scene.get("/v1/pipelines/app").await;
+    let tables = pipeline["tables"].as_array().expect("tables");
+    let since: Vec<_> = tables.iter().map(|table| (&table["table"], table["diverged_since"].is_string())).collect();
+    assert_eq!(since, [(&json!("app.beside"), false), (&json!("app.t"), true)], "{pipeline}");
     stop(worker).await;
 }
 

@@ -18,6 +18,7 @@ mod restore;
 pub(crate) mod row_maps;
 mod snapshot;
 mod spill;
+mod traces;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -54,6 +55,8 @@ pub use journal::{
 };
 pub use replace::{Maintainer, Replaced, ReplacedFile, Rewrite};
 pub use restore::Restored;
+pub use traces::Divergence;
+pub(crate) use traces::{converged, without_rollback, without_tags, without_traces};
 
 use deletes::{DeletedRows, with_deletes};
 use follow::{rewrites_between, translate};

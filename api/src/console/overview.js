@@ -107,6 +107,7 @@ function listed(tables, part, health) {
         "td",
         {},
         stands ? state(stands.state) : "–",
+        stands?.diverged_since && [" not as its source since ", el("code", {}, stands.diverged_since)],
         stands?.quarantined > 0 && ` ${count(stands.quarantined)} in quarantine`,
       ),
       el("td", {}, dash(code(stands?.code))),

@@ -156,6 +156,19 @@ impl Service {
         Err(self.beyond_scope(principal, pipeline, "the token is not for all tables of the pipeline").await)
     }
 
+    /// What a route leaves to what stands in its address.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` below this role.
+    pub(super) async fn check_role(&self, principal: &Principal, role: Role, subject: &str) -> Result<(), HttpProblem> {
+        if principal.role >= role {
+            return Ok(());
+        }
+        let (name, detail) = (Arc::clone(&principal.name), "the token's role may not do this");
+        let refusal = Refusal { status: StatusCode::FORBIDDEN, detail, why: "role", name };
+        Err(self.refused(refusal, Some(subject.to_owned()), "", principal.request.clone()).await)
+    }
+
     pub(super) async fn beyond_scope(&self, principal: &Principal, subject: &str, detail: &'static str) -> HttpProblem {
         let name = Arc::clone(&principal.name);
         let refusal = Refusal { status: StatusCode::FORBIDDEN, detail, why: "table", name };

@@ -95,12 +95,13 @@ impl From<Failure> for HttpProblem {
             "TABLE_UNKNOWN" | "TABLE_NAME" | "SNAPSHOT_UNKNOWN" | "TAG_UNKNOWN" | "CUT_UNKNOWN"
             | "PIPELINE_UNKNOWN" | "OPERATION_UNKNOWN" => StatusCode::NOT_FOUND,
             "SNAPSHOT_EXPIRED" => StatusCode::GONE,
-            "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ROWS_LIMIT" => StatusCode::BAD_REQUEST,
+            "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ROWS_LIMIT" | "TAG_NAME" => StatusCode::BAD_REQUEST,
             // The request is right, and what stands in the lake is in its way.
             "NO_CUT" | "ROLLBACK_OPEN" | "CUT_NOT_REACHED" | "TARGET_IS_HEAD" | "TARGET_INCOMPLETE" | "NOT_OPEN"
-            | "NOT_HELD" | "REPLAY_IMPOSSIBLE" | "CHANGES_MISSED" => StatusCode::CONFLICT,
+            | "NOT_HELD" | "REPLAY_IMPOSSIBLE" | "CHANGES_MISSED" | "TAG_LIMIT" => StatusCode::CONFLICT,
             // Not what somebody has looked at; of one commit that others outran, time heals it.
             "TABLE_MOVED" if problem.reaction == Reaction::Halt => StatusCode::PRECONDITION_FAILED,
+            "TAG_MOVED" => StatusCode::PRECONDITION_FAILED,
             "IDEMPOTENCY_REUSED" => StatusCode::UNPROCESSABLE_ENTITY,
             "AUDIT_UNWRITABLE" | "AUDIT_DAMAGED" => StatusCode::SERVICE_UNAVAILABLE,
             _ if problem.reaction == Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
@@ -216,6 +217,8 @@ mod tests {
             ("ROLLBACK_OPEN", 409),
             ("NOT_HELD", 409),
             ("TABLE_MOVED", 412),
+            ("TAG_MOVED", 412),
+            ("TAG_NAME", 400),
             ("IDEMPOTENCY_REUSED", 422),
             ("PROPERTY_DAMAGED", 500),
         ] {

@@ -24,6 +24,7 @@ use super::problem::HttpProblem;
 use super::rows::point;
 use super::{Service, Shared};
 use crate::answer;
+use crate::failure::Failure;
 use crate::lake::Point;
 use crate::operate::rollback::{Preview, PreviewedTable, begin, mirrors};
 
@@ -73,11 +74,7 @@ pub(super) async fn preview(
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
     let preview = Preview::of(&service.lake, &service.config, pipeline, &tables, &point, &stop).await;
-    // A target that has expired is no address of this request, but the state that is in its way.
-    let preview = preview.map_err(|failure| match failure.problem.code {
-        "SNAPSHOT_EXPIRED" => HttpProblem::from(failure).with_status(StatusCode::CONFLICT),
-        _ => failure.into(),
-    })?;
+    let preview = preview.map_err(in_the_way)?;
     let now = Instant::now();
     let id = Uuid::now_v7().to_string();
     let kept = KeptPlan::new(id, principal.name.clone(), pipeline, preview.plan, now);
@@ -88,6 +85,14 @@ pub(super) async fn preview(
     let response = kept.etag.on(Json(document).into_response());
     service.plans().keep(kept, now);
     Ok(response)
+}
+
+/// A target that has expired is no address of a request, but the state that is in its way.
+pub(super) fn in_the_way(failure: Failure) -> HttpProblem {
+    match failure.problem.code {
+        "SNAPSHOT_EXPIRED" => HttpProblem::from(failure).with_status(StatusCode::CONFLICT),
+        _ => failure.into(),
+    }
 }
 
 pub(super) async fn confirm(

@@ -7,14 +7,14 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, post, put};
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use super::auth::{self, Guard, me};
 use super::body::BODY_BYTES;
-use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables};
+use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep};
 use crate::config::Role;
 
 /// How long an answer without rows may take (S6); one with rows has the time of a scan.
@@ -32,24 +32,32 @@ pub(super) fn api(service: &Shared) -> Router {
         .route("/v1/tables/{namespace}/{table}", guarded(Role::Reader, get(tables::describe)))
         .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
         .route("/v1/tables/{namespace}/{table}/refs", guarded(Role::Reader, get(tables::references)))
+        .route("/v1/tables/{namespace}/{table}/tags/{name}", guarded(Role::Reader, get(tags::show)))
         .route("/v1/tables/{namespace}/{table}/health", guarded(Role::Reader, get(tables::health)))
         .route("/v1/pipelines", guarded(Role::Reader, get(pipelines::list)))
         .route("/v1/pipelines/{pipeline}", guarded(Role::Reader, get(pipelines::show)))
         .route("/v1/operations", guarded(Role::Reader, get(operations::list)))
         .route("/v1/operations/{id}", guarded(Role::Reader, get(operations::show)));
     let operating = Router::new()
+        .route(
+            "/v1/tables/{namespace}/{table}/tags/{name}",
+            guarded(Role::Operator, put(tags::set).delete(tags::remove)),
+        )
         .route("/v1/pipelines/{pipeline}/pause", guarded(Role::Operator, post(pipelines::pause)))
         .route("/v1/pipelines/{pipeline}/resume", guarded(Role::Operator, post(pipelines::resume)))
         .route("/v1/pipelines/{pipeline}/resync", guarded(Role::Operator, post(pipelines::resync)))
         .route("/v1/rollbacks/{id}/confirm", guarded(Role::Operator, post(rollbacks::confirm)))
+        .route("/v1/maintenance/runs/{id}", guarded(Role::Operator, get(upkeep::show)))
         .route("/v1/operations/{id}/undo", guarded(Role::Operator, post(operations::undo)))
         .route("/v1/operations/{id}/abort", guarded(Role::Operator, post(operations::abort)))
         .route("/v1/operations/{id}/accept", guarded(Role::Operator, post(operations::accept)))
         .route("/v1/operations/{id}/replay", guarded(Role::Operator, post(operations::replay)));
     let quick = about.merge(operating).layer(within_time(ANSWER_TIME));
-    // Its answer has no rows, but it reads them.
+    // Their answers have no rows of tables, but they read them, or what stands about all of them.
     let planning = Router::new()
         .route("/v1/rollbacks", guarded(Role::Operator, post(rollbacks::preview)))
+        .route("/v1/maintenance", guarded(Role::Operator, post(upkeep::maintain)))
+        .route("/v1/maintenance/runs", guarded(Role::Reader, get(upkeep::history)))
         .layer(within_time(service.api.scan_time.0));
     let with_rows = Router::new()
         .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use cdc_dynamodb::MismatchCounts;
 use chrono::Utc;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, RESYNC_REQUESTED, properties};
+use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, Divergence, RESYNC_REQUESTED, properties};
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
@@ -60,6 +60,9 @@ pub(crate) struct Table {
     rows: Option<u64>,
     snapshot_id: Option<String>,
     position: Option<Position>,
+    /// The position behind which its rows are not its source's, because a person has wanted it so; until a resync.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diverged_since: Option<Position>,
     /// Values that were not of their column's type and stand in `_rest`, by attribute, as far as the worker on this machine
     /// has counted them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -204,6 +207,7 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut, counts: &Mismatc
         rows,
         snapshot_id: table.snapshot_id().map(|id| id.to_string()),
         position: left.map(|left| left.position).or(state.position),
+        diverged_since: Divergence::of(table)?.map(|divergence| divergence.since),
         mismatches: match lake::kind(table) {
             Kind::Mirror => source.and_then(|source| counts.get(source)).cloned().unwrap_or_default(),
             Kind::History | Kind::Quarantine | Kind::Maintenance | Kind::Other => BTreeMap::new(),
@@ -287,6 +291,12 @@ fn print_tables(tables: &[Table]) -> Result<(), Failure> {
         let counts: Vec<String> =
             table.mismatches.iter().map(|(attribute, count)| format!("{attribute} {count}")).collect();
         answer::line(&format!("{}: values of another type, in _rest: {}", table.table, counts.join(", ")))?;
+    }
+    for (table, since) in tables.iter().filter_map(|table| Some((table, table.diverged_since?))) {
+        answer::line(&format!(
+            "{}: not as its source since {since}, as a person wanted; a resync ends that",
+            table.table
+        ))?;
     }
     for (table, count) in tables.iter().filter_map(|table| Some((table, table.quarantined.filter(|count| *count > 0)?)))
     {
