@@ -2,7 +2,7 @@
 //! anything goes without them, each once, whatever is interrupted where.
 
 use crate::support;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,10 +17,11 @@ use cdc_dynamodb::items::Mismatch;
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::Control;
-use lakehouse_core::commit::properties::{CopyProgress, TableState};
-use lakehouse_core::error::Problem;
+use lakehouse_core::commit::properties::{CopyProgress, FORMAT, FORMAT_VERSION, TableState};
+use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::fsck::{Verdict, fsck};
 use lakehouse_core::planted::{Bug, Planted};
+use lakehouse_core::quarantine::QUARANTINE_LIMIT;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
 use lakehouse_core::verify::{TableVerdict, VerifyOptions};
@@ -496,14 +497,122 @@ async fn a_resync_takes_the_place_of_what_an_earlier_copy_has_quarantined_and_ke
     let expected = [("copy", r#"{"id":"a"}"#), ("copy", r#"{"id":"c"}"#), ("update", r#"{"id":"a"}"#)]
         .map(|(operation, key)| (operation.to_owned(), key.to_owned()));
     assert_eq!(operations, expected);
-    let back = async || (lake.cut().await.is_some_and(|cut| cut.left.is_empty()), String::new());
-    lake.until("the table is in the cut again", &mut running, back).await;
+    back_in_the_cut(&lake, &mut running).await;
     good(&service, "a", 5);
     has(&lake, &mut running, &[("a", 5), ("b", 2)]).await;
     let verdict = verified(&lake).await;
     assert_eq!((verdict.verdict, verdict.quarantined), ("equal", Some(1)));
     running.stop().await;
     sound(&lake).await;
+}
+
+/// Runs a worker that must end by itself.
+async fn problem(lake: &Lake) -> Problem {
+    let ended = tokio::time::timeout(support::DEADLINE, lake.start().task).await.expect("it ends");
+    ended.expect("no panic").expect_err("it ends with a problem")
+}
+
+/// Waits until the table is in the cut again.
+async fn back_in_the_cut(lake: &Lake, running: &mut Running) {
+    let back = async || (lake.cut().await.is_some_and(|cut| cut.left.is_empty()), String::new());
+    lake.until("the table is in the cut again", running, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_quarantine_stops_its_table_before_anything_goes_without_the_row() {
+    let service = service(Habits::default());
+    service.disable_stream(TABLE);
+    good(&service, "a", 1);
+    service.enable_stream(TABLE, View::NewAndOldImages, 1);
+    let mut lake = lake(&service);
+    lake.options(TABLE).quarantine_limit.rows = 2;
+    let mut running = lake.start();
+    has(&lake, &mut running, &[("a", 1)]).await;
+    bad(&service, "b", "x");
+    bad(&service, "c", "y");
+    let two = [image("b", "x"), image("c", "y")];
+    quarantined(&lake, &mut running, &two).await;
+    each_record_stands_once(&lake, &service, &mut running).await;
+
+    bad(&service, "a", "z");
+    let mut left = None;
+    let leaves = async || {
+        left = lake.cut().await.and_then(|cut| cut.left.get(TABLE).cloned());
+        (left.is_some(), String::new())
+    };
+    lake.until("the table leaves the cut", &mut running, leaves).await;
+    let left = left.expect("it was waited for");
+    assert_eq!(left.code, QUARANTINE_LIMIT, "{left:?}");
+    assert!(left.reason.contains("limit is 2"), "{left:?}");
+    quarantined(&lake, &mut running, &two).await;
+    has(&lake, &mut running, &[("a", 1)]).await;
+    assert_eq!(lake.history(TABLE, "id").await.len(), 2, "the history has the change that the quarantine has not");
+    running.stop().await;
+    sound(&lake).await;
+
+    // With room for them a resync takes all of them; what an open shard still holds would come again.
+    service.roll(TABLE, &service.open_shards(TABLE)[0].clone());
+    lake.options(TABLE).quarantine_limit.rows = 5;
+    request_resync(&lake).await;
+    let mut running = lake.start();
+    has(&lake, &mut running, &[]).await;
+    let copied = [image("a", "z"), image("b", "x"), image("c", "y")];
+    quarantined(&lake, &mut running, &[&two[..], &copied].concat()).await;
+    back_in_the_cut(&lake, &mut running).await;
+    good(&service, "a", 2);
+    has(&lake, &mut running, &[("a", 2)]).await;
+    let verdict = verified(&lake).await;
+    assert_eq!((verdict.verdict, verdict.quarantined), ("equal", Some(2)));
+    running.stop().await;
+    sound(&lake).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_with_more_such_items_than_the_limit_stops_before_it_commits_them() {
+    let service = service(Habits::default());
+    service.disable_stream(TABLE);
+    let (good, bad) = mixed(&service);
+    service.enable_stream(TABLE, View::NewAndOldImages, 1);
+    let mut lake = lake(&service);
+    lake.options(TABLE).quarantine_limit.rows = 3;
+    let stopped = problem(&lake).await;
+    assert_eq!((stopped.code, stopped.reaction), (QUARANTINE_LIMIT, Reaction::Halt), "{stopped:?}");
+    assert_eq!((kept(&lake).await, rows(&lake).await), (Vec::new(), BTreeMap::new()));
+
+    lake.options(TABLE).quarantine_limit.rows = 4;
+    let mut running = lake.start();
+    has(&lake, &mut running, &good.iter().map(|(id, n)| (id.as_str(), *n)).collect::<Vec<_>>()).await;
+    quarantined(&lake, &mut running, &bad).await;
+    running.stop().await;
+    sound(&lake).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_that_a_newer_release_has_written_is_not_touched() {
+    let service = service(Habits::default());
+    good(&service, "a", 1);
+    let lake = lake(&service);
+    let mut running = lake.start();
+    has(&lake, &mut running, &[("a", 1)]).await;
+    running.stop().await;
+    let quarantine = TableName::new(PIPELINE, TABLE).quarantine();
+    let table = lake.catalog().load(&quarantine, None).await.expect("readable").expect("it is there");
+    let updates = HashMap::from([(FORMAT.to_owned(), (FORMAT_VERSION + 1).to_string())]);
+    lake.catalog().commit(&table, vec![TableUpdate::SetProperties { updates }]).await.expect("a commit");
+    let standing = async || {
+        let mut pointers = Vec::new();
+        for name in TABLES {
+            let table = lake.catalog().load(&TableName::new(PIPELINE, name), None).await.expect("readable");
+            pointers.push(table.expect("it is there").metadata_location);
+        }
+        pointers
+    };
+    let before = standing().await;
+    bad(&service, "a", "x");
+    let stopped = problem(&lake).await;
+    assert_eq!((stopped.code, stopped.reaction), ("NEWER_FORMAT", Reaction::Halt), "{stopped:?}");
+    assert_eq!(stopped.subject, quarantine.to_string());
+    assert_eq!(standing().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

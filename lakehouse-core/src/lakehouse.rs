@@ -30,7 +30,7 @@ use crate::mirror::Mirror;
 use crate::owner_watch::OwnerWatch;
 use crate::planted::{Bug, Planted};
 use crate::position::{Boundary, Position};
-use crate::quarantine::Quarantine;
+use crate::quarantine::{Quarantine, QuarantineLimit};
 use crate::rollback;
 use crate::schema::{TableName, TableSchema};
 use crate::storage::Storage;
@@ -168,8 +168,8 @@ impl Lakehouse {
             let opened = self.open_history(loaded, &schema, &iceberg).await;
             captured.history = self.opened_or_left(&schema.source, opened)?;
         }
-        if schema.quarantine {
-            let opened = self.open_quarantine(&schema).await;
+        if let Some(limit) = schema.quarantine {
+            let opened = self.open_quarantine(&schema, limit).await;
             captured.quarantine = self.opened_or_left(&schema.source, opened)?;
         }
         self.tables.insert(schema.source.clone(), captured);
@@ -200,7 +200,7 @@ impl Lakehouse {
     }
 
     /// Creates it where there is none: only where a column's policy says so.
-    async fn open_quarantine(&mut self, schema: &TableSchema) -> Result<Quarantine, Problem> {
+    async fn open_quarantine(&mut self, schema: &TableSchema, limit: QuarantineLimit) -> Result<Quarantine, Problem> {
         let iceberg = schema.quarantine_schema()?;
         let spec = schema.quarantine_partition_spec(&iceberg)?;
         let loaded = self.load_or_create(&schema.mirror.quarantine(), schema, iceberg.clone(), spec).await?;
@@ -208,7 +208,7 @@ impl Lakehouse {
         check_shape(&loaded, schema, &iceberg)?;
         let Environment { storage, planted, .. } = &self.environment;
         check_foreign(storage, &loaded).await?;
-        Quarantine::open(storage, LakeTable::open(storage, loaded).await?, *planted)
+        Quarantine::open(storage, LakeTable::open(storage, loaded).await?, limit, *planted)
     }
 
     async fn open_mirror(&self, loaded: LoadedTable, schema: &TableSchema, wanted: &Schema) -> Result<Mirror, Problem> {
@@ -337,9 +337,9 @@ impl Lakehouse {
             None => self.reopen_mirror(&schema).await?,
         };
         let captured = self.tables.get_mut(source).expect("only a captured table is asked for");
-        let quarantine = match captured.quarantine.take() {
-            None if schema.quarantine => Some(self.open_quarantine(&schema).await?),
-            opened => opened,
+        let quarantine = match (captured.quarantine.take(), schema.quarantine) {
+            (None, Some(limit)) => Some(self.open_quarantine(&schema, limit).await?),
+            (opened, _) => opened,
         };
         match self.left.contains_key(source) {
             true => TableCopy::begin_aside(mirror, quarantine, schema, self.committer.clone()),
@@ -649,7 +649,7 @@ async fn check_sources(
     for schema in schemas {
         let mirror = schema.has_mirror().then(|| schema.mirror.clone());
         let history = (schema.history || !schema.has_mirror()).then(|| schema.mirror.history());
-        let quarantine = schema.quarantine.then(|| schema.mirror.quarantine());
+        let quarantine = schema.quarantine.map(|_| schema.mirror.quarantine());
         for name in mirror.into_iter().chain(history).chain(quarantine) {
             if let Some(loaded) = catalog.load(&name, None).await? {
                 check_source(&loaded, source)?;
@@ -778,7 +778,7 @@ impl CapturedTable {
         };
         // First of all where the row stands that the others go without (Q2).
         if let Some(quarantine) = &mut self.quarantine
-            && let Some(commit) = quarantine.finish(to.position)
+            && let Some(commit) = quarantine.finish(to.position)?
         {
             let commit = TableCommit { lanes: lanes(&quarantine.table), ..commit };
             committer.commit(&mut quarantine.table, commit).await?;

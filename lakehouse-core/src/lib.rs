@@ -64,7 +64,7 @@ pub mod owner_watch;
 pub mod pipeline;
 pub mod planted;
 pub mod position;
-mod quarantine;
+pub mod quarantine;
 pub mod read;
 mod replay;
 pub mod rollback;

@@ -21,8 +21,7 @@ use crate::failure::{Exit, Failure};
 use crate::lake::{self, Kind, Lake};
 
 /// What is read of the quarantine. Images, which are large, stay where they are.
-const COLUMNS: [&str; 10] =
-    [KEY, OPERATION, COLUMN, CODE, REASON, COMMITTED_AT, POSITION, ORDINAL, LANE, OFFSET];
+const COLUMNS: [&str; 10] = [KEY, OPERATION, COLUMN, CODE, REASON, COMMITTED_AT, POSITION, ORDINAL, LANE, OFFSET];
 /// Hexadecimal digits of a key's digest: 128 bits, as `verify` has them.
 const DIGITS: usize = 32;
 
