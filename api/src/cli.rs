@@ -85,7 +85,7 @@ pub(crate) enum Verb {
         /// Only this table, with every measure; namespace.table
         table: Option<TableName>,
     },
-    /// List what stands in a table's quarantine and why, the newest first.
+    /// List what stands in a table's quarantine and why, the newest first; or apply what can be mapped by now.
     Quarantine(Quarantine),
     /// Copy tables anew from their source, beside what stands there, and put them in its place.
     Resync(Resync),
@@ -254,6 +254,18 @@ pub(crate) struct Quarantine {
     /// Show keys, not only their digests.
     #[arg(long)]
     pub(crate) show_keys: bool,
+    /// Apply the rows that can be mapped by now and whose keys have not been written since.
+    #[arg(long, requires = "reason", conflicts_with_all = ["limit", "show_keys"])]
+    pub(crate) replay: bool,
+    /// With --replay: the pipeline; may be left out if there is only one.
+    #[arg(long, requires = "replay", value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    /// With --replay: why; recorded with the request.
+    #[arg(long, requires = "replay", value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// With --replay: do not ask.
+    #[arg(long, requires = "replay")]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -85,8 +85,12 @@ async fn a_table_without_a_quarantine_has_nothing_in_it() {
     for other in ["app.orders_history", "app.order"] {
         assert_eq!(installation.json(&["quarantine", other]).error(), (1, "TABLE_UNKNOWN".to_owned()), "{other}");
     }
-    let none = installation.json(&["quarantine", "app.orders", "--limit", "0"]);
-    assert_eq!(none.error(), (2, "USAGE".to_owned()));
+    for wrong in [&["--limit", "0"][..], &["--replay"], &["--yes"]] {
+        let answer = installation.json(&[&["quarantine", "app.orders"], wrong].concat());
+        assert_eq!(answer.error(), (2, "USAGE".to_owned()), "{wrong:?}");
+    }
+    let replay = installation.json(&["quarantine", "app.orders", "--replay", "--reason", "test", "--yes"]);
+    assert_eq!(replay.error(), (1, "TABLE_UNKNOWN".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -145,7 +145,10 @@ async fn items_that_cannot_be_mapped_are_counted_and_listed_and_too_many_stop_th
     let site = site(&service.endpoint());
     // The file ends with the table's section.
     let config = fs::read_to_string(site.lakehouse.config()).expect("the configuration");
-    site.lakehouse.configure(&format!("{config}mismatch = \"quarantine\"\nquarantine_rows = 2\n"));
+    let configure = |mismatch: &str| {
+        site.lakehouse.configure(&format!("{config}mismatch = \"{mismatch}\"\nquarantine_rows = 2\n"));
+    };
+    configure("quarantine");
     let worker = site.start();
     site.caught_up().await;
     let table = async || {
@@ -186,6 +189,21 @@ async fn items_that_cannot_be_mapped_are_counted_and_listed_and_too_many_stop_th
     let text = site.lakehouse.run(&["quarantine", MIRROR]).await.stdout;
     assert!(text.ends_with("2 of 2 rows in app.profiles_quarantine\n") && !text.contains("-user"), "{text}");
 
+    // Another policy takes them: a replay brings them, and leaves them in the quarantine.
+    stop(worker).await;
+    configure("rest");
+    let (code, refused) = site.lakehouse.json(&["quarantine", MIRROR, "--replay", "--reason", "test"]).await;
+    assert_eq!((code, &refused["code"]), (Some(2), &json!("NOT_CONFIRMED")), "{refused}");
+    let asked = site.lakehouse.ask(&["quarantine", MIRROR, "--replay", "--reason", "test", "--yes"]).await;
+    assert_eq!([&asked["requested"], &asked["rows"]], [&json!(true), &json!(2)]);
+    let worker = site.start();
+    site.caught_up().await;
+    assert_eq!(standing(&table().await), [json!("streaming"), Value::Null, json!(3), json!(2)]);
+    assert_equal(&site).await;
+    stop(worker).await;
+    configure("quarantine");
+    let worker = site.start();
+
     put("third-user", json!({"S": "one too many"}));
     let stopped = async {
         loop {
@@ -197,7 +215,7 @@ async fn items_that_cannot_be_mapped_are_counted_and_listed_and_too_many_stop_th
         }
     };
     let stopped = tokio::time::timeout(DEADLINE, stopped).await.expect("the table stops");
-    assert_eq!(standing(&stopped), [json!("quarantined"), json!("QUARANTINE_LIMIT"), json!(1), json!(2)]);
+    assert_eq!(standing(&stopped), [json!("quarantined"), json!("QUARANTINE_LIMIT"), json!(3), json!(2)]);
     stop(worker).await;
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use lakehouse_core::commit::Control;
 use lakehouse_core::copy::CopyObserver;
-use lakehouse_core::error::Problem;
+use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, Lakehouse, UnfinishedCopy};
 use lakehouse_core::lanes::{Lanes, TableLanes};
 use lakehouse_core::pipeline::{self, Limits};
@@ -31,6 +31,7 @@ use crate::lease;
 use crate::lineage::Lineage;
 use crate::mismatches::Mismatches;
 use crate::reader::{SURELY_KEPT, lister};
+use crate::replay;
 use crate::stream::{DynamodbStream, Followed};
 use crate::table::SourceTable;
 
@@ -154,6 +155,22 @@ impl<'a> Start<'a> {
         // Each copy may take the number of a boundary for itself.
         let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
         let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
+        let mut replays = BTreeMap::new();
+        for captured in &tables {
+            let name = &captured.table.name;
+            // What an earlier worker has kept of the streams comes first, and may be newer: the next start looks again. A
+            // table that is copied or has a gap is not where its history says.
+            let waits = kept.is_some() || gaps.contains_key(name);
+            let copied = copies.iter().any(|copy| copy.captured.table.name == *name);
+            if let Some(lanes) = lakehouse.resume_lanes(name).filter(|_| !waits && !copied) {
+                match replay::wanted(&lakehouse, &captured.items, &lanes).await {
+                    Err(problem) if problem.reaction == Reaction::HaltTable => {
+                        lakehouse.leave(name, lakehouse.resume_position(), problem.code, problem.message);
+                    }
+                    wanted => replays.extend(wanted?.map(|replay| (name.clone(), replay))),
+                }
+            }
+        }
         let mut follow = |captured: &Captured| {
             let name = &captured.table.name;
             let copied = copies.iter().find(|copy| copy.captured.table.name == *name);
@@ -183,6 +200,7 @@ impl<'a> Start<'a> {
                 bridge,
                 gap,
                 resync: on_gap == OnGap::Resync,
+                replay: replays.remove(name),
             };
             Some((name.clone(), followed))
         };

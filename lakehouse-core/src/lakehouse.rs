@@ -19,10 +19,11 @@ use crate::change::ChangeChunk;
 use crate::commit::properties::{self, CopyProgress, TableState};
 use crate::commit::{
     Advance, Committer, Control, Counts, Cut, DurablePosition, FileChange, GiveWay, LakeTable, LeftTable, Maintainer,
-    RESYNC_REQUESTED, TableCommit,
+    QuarantineReplay, RESYNC_REQUESTED, TableCommit,
 };
 use crate::copy::{TableCopy, index_folder};
 use crate::error::{Problem, Reaction};
+use crate::fold::history_begins;
 use crate::foreign::check_foreign;
 use crate::history::History;
 use crate::lanes::TableLanes;
@@ -30,7 +31,7 @@ use crate::mirror::Mirror;
 use crate::owner_watch::OwnerWatch;
 use crate::planted::{Bug, Planted};
 use crate::position::{Boundary, Position};
-use crate::quarantine::{Quarantine, QuarantineLimit};
+use crate::quarantine::{KeyColumns, Quarantine, QuarantineLimit, StandingRow, standing};
 use crate::rollback;
 use crate::schema::{TableName, TableSchema};
 use crate::storage::Storage;
@@ -287,6 +288,31 @@ impl Lakehouse {
     /// Whether anybody has changed the pipeline's control table: a worker that took over, or an operator.
     pub async fn look_at_control(&self) -> Result<(), Problem> {
         self.control.look().await
+    }
+
+    /// What a person wants applied of a table's quarantine; `None` also where a later copy has made that void. Whether it is
+    /// done is for the table's lanes to say.
+    pub fn replay_requested(&self, source: &str) -> Option<&QuarantineReplay> {
+        let request = self.control.state().replays.get(source)?;
+        let history = self.tables.get(source)?.history.as_ref()?;
+        let begins = history_begins(&history.table.loaded).ok()??;
+        (begins <= request.position).then_some(request)
+    }
+
+    /// Rows of a table's quarantine that nothing has replaced; see [`StandingRow`]. What is in the history from `lane` does
+    /// not count as newer: it is what an interrupted replay has left there.
+    pub async fn standing_in_quarantine(
+        &self,
+        source: &str,
+        lane: &str,
+        key_columns: &KeyColumns<'_>,
+    ) -> Result<Vec<StandingRow>, Problem> {
+        let Some(captured) = self.tables.get(source) else { return Ok(Vec::new()) };
+        let (Environment { catalog, storage, .. }, schema) = (&self.environment, &captured.schema);
+        let quarantine = catalog.load(&schema.mirror.quarantine(), None).await?;
+        let (Some(quarantine), Some(history)) = (quarantine, &captured.history) else { return Ok(Vec::new()) };
+        check_source(&quarantine, &self.committer.source)?;
+        standing(storage, &quarantine, &history.table.loaded, schema, lane, key_columns).await
     }
 
     pub fn epoch(&self) -> u64 {

@@ -3,9 +3,11 @@
 //! It is committed before the history and the mirror that go without the row (reliability requirements Q2), so whatever
 //! stands nowhere else stands here. Of a log its rows are skipped by the table's own lanes, as a history's are. A copy has
 //! none: its rows have files of their own, by partition, and those of another attempt go when a new one begins to commit. So
-//! the rows of the last copy stand here once, whatever was interrupted. How much it takes is in `quarantine/limit.rs`.
+//! the rows of the last copy stand here once, whatever was interrupted. How much it takes is in `quarantine/limit.rs`, which
+//! rows nothing has replaced yet in `quarantine/standing.rs`.
 
 mod limit;
+mod standing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -33,6 +35,8 @@ use crate::storage::Storage;
 use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner, data_location};
 
 pub use limit::{QUARANTINE_LIMIT, QuarantineLimit};
+pub(crate) use standing::standing;
+pub use standing::{KeyColumns, StandingRow};
 
 pub(crate) struct Quarantine {
     pub table: LakeTable,

@@ -1,5 +1,6 @@
 //! `quarantine`: which rows of a table could not be mapped, why, and where they come from; the newest first. The rows
-//! themselves are in the table that the answer names, for `rows` and any engine.
+//! themselves are in the table that the answer names, for `rows` and any engine. With `--replay` what can be mapped by now
+//! is asked for instead.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,13 +13,16 @@ use lakehouse_core::position::Position;
 use lakehouse_core::read::{Projection, TableReader};
 use lakehouse_core::schema::{CODE, COLUMN, COMMITTED_AT, KEY, LANE, OFFSET, OPERATION, ORDINAL, POSITION, REASON};
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use super::Context;
+use super::confirm::confirm;
 use crate::answer::{self, or_dash};
 use crate::cli::Quarantine;
 use crate::digest::sha256;
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Kind, Lake};
+use crate::operate::quarantine::Replay;
 
 /// What is read of the quarantine. Images, which are large, stay where they are.
 const COLUMNS: [&str; 10] = [KEY, OPERATION, COLUMN, CODE, REASON, COMMITTED_AT, POSITION, ORDINAL, LANE, OFFSET];
@@ -56,6 +60,40 @@ struct Quarantined {
 }
 
 pub(super) async fn run(context: &Context, arguments: &Quarantine) -> Result<Exit, Failure> {
+    match &arguments.reason {
+        Some(reason) if arguments.replay => replay(context, arguments, reason).await,
+        _ => list(context, arguments).await,
+    }
+}
+
+async fn replay(context: &Context, arguments: &Quarantine, reason: &str) -> Result<Exit, Failure> {
+    let (name, config) = context.config.choose_one(arguments.pipeline.as_deref())?;
+    let lake = Lake::open(&context.config).await?;
+    let replay = Replay::plan(&lake, name, config, &arguments.table).await?;
+    if !context.json {
+        answer::line(&format!(
+            "{} has {} rows. Those that can be mapped by now and whose keys have not been written since go into {} and\n\
+             its history; all of them stay in the quarantine.",
+            replay.quarantine,
+            or_dash(replay.rows),
+            replay.table
+        ))?;
+    }
+    confirm("replay", arguments.yes)?;
+    let intent = context.intent("quarantine_replay", name, Some(reason), replay.json()).await?;
+    let id = intent.outcome(replay.request(&lake, reason).await, Value::Null).await?;
+    let mut asked = replay.json();
+    (asked["requested"], asked["id"]) = (Value::Bool(true), Value::String(id.clone()));
+    match context.json {
+        true => answer::json(&asked)?,
+        false => answer::line(&format!(
+            "asked for as {id}: pipeline {name} does it at once if it is running, else when it starts"
+        ))?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(context: &Context, arguments: &Quarantine) -> Result<Exit, Failure> {
     let lake = Lake::open(&context.config).await?;
     let mirror = lake.table(&arguments.table).await?;
     if lake::kind(&mirror) != Kind::Mirror {
