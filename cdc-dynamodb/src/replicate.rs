@@ -156,19 +156,20 @@ impl<'a> Start<'a> {
         let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
         let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
         let mut replays = BTreeMap::new();
-        for captured in &tables {
+        // Not beside a copy: what is kept of the streams meanwhile holds what they say, and nothing else.
+        for captured in tables.iter().filter(|_| copies.is_empty()) {
             let name = &captured.table.name;
-            // What an earlier worker has kept of the streams comes first, and may be newer: the next start looks again. A
-            // table that is copied or has a gap is not where its history says.
-            let waits = kept.is_some() || gaps.contains_key(name);
-            let copied = copies.iter().any(|copy| copy.captured.table.name == *name);
-            if let Some(lanes) = lakehouse.resume_lanes(name).filter(|_| !waits && !copied) {
-                match replay::wanted(&lakehouse, &captured.items, &lanes).await {
-                    Err(problem) if problem.reaction == Reaction::HaltTable => {
-                        lakehouse.leave(name, lakehouse.resume_position(), problem.code, problem.message);
-                    }
-                    wanted => replays.extend(wanted?.map(|replay| (name.clone(), replay))),
+            let Some(lanes) = lakehouse.resume_lanes(name).filter(|_| !gaps.contains_key(name)) else { continue };
+            let own = BTreeMap::from([(name.clone(), Arc::clone(&lanes))]);
+            if kept.as_ref().is_some_and(|kept| !kept.is_said(&own)) {
+                // It may be newer than what the lake holds, and comes first: the next start looks again.
+                continue;
+            }
+            match replay::wanted(&lakehouse, &captured.items, &lanes).await {
+                Err(problem) if problem.reaction == Reaction::HaltTable => {
+                    lakehouse.leave(name, lakehouse.resume_position(), problem.code, problem.message);
                 }
+                wanted => replays.extend(wanted?.map(|replay| (name.clone(), replay))),
             }
         }
         let mut follow = |captured: &Captured| {
