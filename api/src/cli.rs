@@ -13,8 +13,7 @@ use crate::config::Span;
 use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 8] =
-    ["adopt", "doctor", "load", "deploy", "openapi", "healthcheck", "quarantine", "explain-batch"];
+pub(crate) const LATER: [&str; 7] = ["adopt", "doctor", "load", "deploy", "openapi", "healthcheck", "explain-batch"];
 
 /// Copies PostgreSQL into Apache Iceberg tables: exactly once, seconds behind, every commit a point to read at.
 #[derive(Debug, Parser)]
@@ -85,6 +84,8 @@ pub(crate) enum Verb {
         /// Only this table, with every measure; namespace.table
         table: Option<TableName>,
     },
+    /// List what stands in a table's quarantine and why, the newest first; or apply what can be mapped by now.
+    Quarantine(Quarantine),
     /// Copy tables anew from their source, beside what stands there, and put them in its place.
     Resync(Resync),
     /// Make the rows of an older snapshot current again, by a new one; the tables are held until you choose a way out.
@@ -243,6 +244,31 @@ pub(crate) struct Verify {
     /// Show keys of rows that differ, not only their digests.
     #[arg(long)]
     pub(crate) show_keys: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quarantine {
+    /// The mirror, as namespace.table.
+    #[arg(value_name = "NAMESPACE.TABLE")]
+    pub(crate) table: TableName,
+    /// At most this many rows, the newest ones.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) limit: u32,
+    /// Show keys, not only their digests.
+    #[arg(long)]
+    pub(crate) show_keys: bool,
+    /// Apply the rows that can be mapped by now and whose keys have not been written since.
+    #[arg(long, requires = "reason", conflicts_with_all = ["limit", "show_keys"])]
+    pub(crate) replay: bool,
+    /// With --replay: the pipeline; may be left out if there is only one.
+    #[arg(long, requires = "replay", value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    /// With --replay: why; recorded with the request.
+    #[arg(long, requires = "replay", value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// With --replay: do not ask.
+    #[arg(long, requires = "replay")]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

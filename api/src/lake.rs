@@ -124,13 +124,18 @@ impl Lake {
         })
     }
 
-    /// Rows in a table's quarantine; `None` if it has none.
-    pub(crate) async fn quarantined(&self, table: &LoadedTable) -> Result<Option<u64>, Failure> {
-        if kind(table) != Kind::Mirror {
+    /// A mirror's quarantine; `None` if it has none.
+    pub(crate) async fn quarantine(&self, mirror: &LoadedTable) -> Result<Option<LoadedTable>, Failure> {
+        if kind(mirror) != Kind::Mirror {
             return Ok(None);
         }
-        let quarantine = self.catalog.load(&table.name.quarantine(), None).await?;
-        match quarantine.filter(|quarantine| kind(quarantine) == Kind::Quarantine) {
+        let quarantine = self.catalog.load(&mirror.name.quarantine(), None).await?;
+        Ok(quarantine.filter(|quarantine| kind(quarantine) == Kind::Quarantine))
+    }
+
+    /// Rows in a table's quarantine; `None` if it has none.
+    pub(crate) async fn quarantined(&self, table: &LoadedTable) -> Result<Option<u64>, Failure> {
+        match self.quarantine(table).await? {
             Some(quarantine) => Ok(self.rows(&quarantine).await),
             None => Ok(None),
         }

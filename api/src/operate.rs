@@ -6,6 +6,7 @@
 mod control;
 pub(crate) mod operations;
 pub(crate) mod pause;
+pub(crate) mod quarantine;
 pub(crate) mod release;
 pub(crate) mod resync;
 pub(crate) mod rollback;

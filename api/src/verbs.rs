@@ -9,6 +9,7 @@ pub(crate) mod health;
 mod maintain;
 mod operations;
 mod pause;
+mod quarantine;
 mod release;
 mod resync;
 mod rollback;
@@ -105,6 +106,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Verify(arguments) => verify::run(&context, &arguments).await,
         Verb::Fsck { tables } => fsck::run(&context, &tables).await,
         Verb::Health { table } => health::run(&context, table.as_ref()).await,
+        Verb::Quarantine(arguments) => quarantine::run(&context, &arguments).await,
         Verb::Resync(arguments) => resync::run(&context, &arguments).await,
         Verb::Rollback(arguments) => rollback::run(&context, &arguments).await,
         Verb::Undo(arguments) => release::undo(&context, &arguments, "undo").await,

@@ -34,6 +34,7 @@ fn help_lists_the_verbs_of_this_release_and_no_other() {
         "verify",
         "fsck",
         "health",
+        "quarantine",
         "resync",
         "rollback",
         "undo",

@@ -43,8 +43,8 @@ use crate::storage::Storage;
 use crate::write::NewFile;
 
 pub use control::{
-    Control, ControlState, Cut, DurablePosition, LeftTable, NAMESPACE as CONTROL_NAMESPACE, RESYNC_REQUESTED,
-    RUNS as RUNS_TABLE, is_control, recorded_cuts, recorded_operations, runs_table,
+    Control, ControlState, Cut, DurablePosition, LeftTable, NAMESPACE as CONTROL_NAMESPACE, QuarantineReplay,
+    RESYNC_REQUESTED, RUNS as RUNS_TABLE, is_control, recorded_cuts, recorded_operations, runs_table,
 };
 pub use follow::Followed;
 pub(crate) use follow::is_rewrite;

@@ -17,6 +17,7 @@
 //! | *mirror* | the table with the current state, one row a key |
 //! | *history* | the table with every change after the copy |
 //! | *quarantine* | the table with the rows that could not be mapped, whole |
+//! | *standing row* | a row of a quarantine that nothing has replaced: what a replay of the quarantine applies, where it fits by now |
 //! | *copy* | the first read of a source table |
 //! | *resync* | a copy of a table that has one, which it replaces |
 //! | *spool* | changes that wait on disk until a copy is done |
@@ -65,7 +66,7 @@ pub mod owner_watch;
 pub mod pipeline;
 pub mod planted;
 pub mod position;
-mod quarantine;
+pub mod quarantine;
 pub mod read;
 mod replay;
 pub mod rollback;

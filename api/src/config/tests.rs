@@ -187,6 +187,20 @@ fn a_table_and_a_column_may_send_what_they_cannot_hold_to_the_quarantine() {
 }
 
 #[test]
+fn a_quarantine_has_a_limit_of_rows_and_of_a_share() {
+    let limit = |table: &str| {
+        let text = format!("[pipelines.app.dynamodb]\ntables = [\"t\"]\n[pipelines.app.tables.t]\n{table}");
+        let Source::Dynamodb(source) = Case::new(&text).load().unwrap().pipelines["app"].source("app").unwrap() else {
+            panic!("a DynamoDB source")
+        };
+        source.options["t"].quarantine_limit
+    };
+    assert_eq!(limit("mismatch = \"quarantine\""), QuarantineLimit { rows: 10_000, percent: 10 });
+    let own = "quarantine_rows = 7\nquarantine_percent = 100";
+    assert_eq!(limit(own), QuarantineLimit { rows: 7, percent: 100 });
+}
+
+#[test]
 fn what_a_dynamodb_pipeline_cannot_do_is_refused() {
     let dynamodb = |more: &str| format!("[pipelines.app.dynamodb]\ntables = [\"t\"]\n{more}");
     check(&dynamodb("copy = \"export\""), "CONFIG_MISSING_KEY", &["dynamodb.export_bucket"]);
@@ -197,6 +211,8 @@ fn what_a_dynamodb_pipeline_cannot_do_is_refused() {
     check(&dynamodb("lease_seconds = 1"), "CONFIG_VALUE", &["lease_seconds", "5 to 600"]);
     check(&dynamodb("[pipelines.app.tables.t]\ncopy = \"export\""), "CONFIG_VALUE", &["t.copy", "export_bucket"]);
     check(&dynamodb("[pipelines.app.tables.t]\nmismatch = \"drop\""), "CONFIG_VALUE", &["t.mismatch", "quarantine"]);
+    let percent = "[pipelines.app.tables.t]\nquarantine_percent = 101";
+    check(&dynamodb(percent), "CONFIG_VALUE", &["t.quarantine_percent", "1 to 100"]);
     // Keys of DynamoDB tables are none of PostgreSQL's.
     check(&app("[pipelines.app.tables.\"public.t\"]\non_gap = \"fail\""), "CONFIG_UNKNOWN_KEY", &["on_gap"]);
 }

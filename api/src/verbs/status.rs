@@ -8,6 +8,7 @@ use chrono::Utc;
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, Divergence, RESYNC_REQUESTED, properties};
 use lakehouse_core::position::Position;
+use lakehouse_core::quarantine::QUARANTINE_LIMIT;
 use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
 use tracing::warn;
@@ -83,6 +84,8 @@ enum State {
     Paused,
     /// A rollback holds its mirror.
     PausedDiverged,
+    /// Too much of it could not be mapped.
+    Quarantined,
     Halted,
 }
 
@@ -94,6 +97,7 @@ impl State {
             Self::Streaming => "streaming",
             Self::Paused => "paused",
             Self::PausedDiverged => "paused_diverged",
+            Self::Quarantined => "quarantined",
             Self::Halted => "halted",
         }
     }
@@ -198,6 +202,7 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut, counts: &Mismatc
         state: match (left, state.position, &state.copy) {
             (Some(left), _, _) if left.code == RESYNC_REQUESTED => State::Copying,
             (Some(left), _, _) if left.is_held() || left.code == CHANGES_MISSED => State::PausedDiverged,
+            (Some(left), _, _) if left.code == QUARANTINE_LIMIT => State::Quarantined,
             (Some(_), _, _) => State::Halted,
             (None, Some(_), _) => State::Streaming,
             (None, None, Some(_)) => State::Copying,

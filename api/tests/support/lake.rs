@@ -112,7 +112,7 @@ fn schema() -> TableSchema {
     };
     TableSchema {
         many_lanes: false,
-        quarantine: false,
+        quarantine: None,
         source: "public.orders".to_owned(),
         mirror: TableName::new("app", "orders"),
         columns: vec![

@@ -51,6 +51,8 @@ pub const DIVERGED: &str = "cdc.diverged";
 pub const OPERATION: &str = "cdc.operation";
 /// A property of the control table: the last rollback (protocol E7 b).
 pub const JOURNAL: &str = "cdc.journal";
+/// A property of the control table: by source table, what a person wants applied of its quarantine.
+pub const REPLAYS: &str = "cdc.replays";
 /// A property of the control table: why the pipeline is to stand still.
 pub const PAUSED: &str = "cdc.paused";
 /// The snapshot that a rewrite was planned on.
