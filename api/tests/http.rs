@@ -67,10 +67,10 @@ const OPERATING: [(&str, &str, &str, [u16; 3]); 15] = [
 ];
 
 /// A serving process, which ends with this.
-struct Service {
+pub(crate) struct Service {
     process: Child,
-    uri: String,
-    metrics: String,
+    pub(crate) uri: String,
+    pub(crate) metrics: String,
 }
 
 impl Drop for Service {
@@ -80,26 +80,32 @@ impl Drop for Service {
     }
 }
 
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
 }
 
 impl Service {
-    async fn start(installation: &Installation) -> Self {
-        let (listen, metrics) = (free_address(), free_address());
-        let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
-        let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
-        let service = Self { process, uri: format!("http://{listen}"), metrics: format!("http://{metrics}") };
+    pub(crate) async fn start(installation: &Installation) -> Self {
+        let service = Self::spawn(installation);
         let begun = Instant::now();
-        while exchange("GET", &format!("{}/livez", service.uri), &[], "").await.is_err() {
+        // Both addresses are had before either answers, and this one has no TLS unless it is asked for.
+        while exchange("GET", &format!("{}/livez", service.metrics), &[], "").await.is_err() {
             assert!(begun.elapsed() < START, "the service does not answer");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         service
     }
 
-    async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
+    /// Not waited for.
+    pub(crate) fn spawn(installation: &Installation) -> Self {
+        let (listen, metrics) = (free_address(), free_address());
+        let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
+        let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
+        Self { process, uri: format!("http://{listen}"), metrics: format!("http://{metrics}") }
+    }
+
+    pub(crate) async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
         self.call("GET", target, headers).await
     }
 
@@ -107,7 +113,7 @@ impl Service {
         self.send(method, target, headers, "").await
     }
 
-    async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
+    pub(crate) async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
         let answer = exchange(method, &format!("{}{target}", self.uri), headers, body).await;
         answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
     }
@@ -120,12 +126,12 @@ impl Service {
     }
 }
 
-fn text(answer: &Exchange) -> String {
+pub(crate) fn text(answer: &Exchange) -> String {
     String::from_utf8(answer.content()).expect("text")
 }
 
 /// The stable code of an error, whose form is that of RFC 9457.
-fn problem(answer: &Exchange) -> (u16, String) {
+pub(crate) fn problem(answer: &Exchange) -> (u16, String) {
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", text(answer));
     let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
     for key in ["type", "title", "detail", "code", "request_id"] {

@@ -17,5 +17,7 @@ mod operate_http;
 mod resync;
 mod rollback;
 mod s3_tables;
+mod security;
 mod spark;
 mod support;
+mod tls;
