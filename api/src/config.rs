@@ -5,9 +5,12 @@
 
 mod api;
 mod audit;
+mod grant;
 mod layers;
 mod maintenance;
+mod oidc;
 mod secret;
+mod tls;
 mod units;
 
 use std::collections::BTreeMap;
@@ -26,9 +29,12 @@ use lakehouse_core::schema::{PartitionBy, lake_name};
 use serde::Serialize;
 use std::time::Duration;
 
-pub(crate) use self::api::{ApiConfig, Role, Scope, TokenConfig};
+pub(crate) use self::api::{ApiConfig, TokenConfig};
 pub(crate) use self::audit::AuditConfig;
+pub(crate) use self::grant::{Grant, Role, Scope};
 pub(crate) use self::maintenance::{MaintenanceConfig, Owner, Owners, SparkConfig};
+pub(crate) use self::oidc::OidcConfig;
+pub(crate) use self::tls::TlsConfig;
 use crate::failure::Failure;
 use crate::nearest::nearest;
 use crate::source::Source;

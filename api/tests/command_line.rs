@@ -139,7 +139,7 @@ fn a_wrong_configuration_is_refused_before_anything_starts() {
         ("[pipelines.App.postgres]".to_owned(), "CONFIG_NAME", "a-z"),
         ("[catalog".to_owned(), "CONFIG_SYNTAX", "line 1"),
         (String::new(), "CONFIG_NO_PIPELINE", "[pipelines.NAME]"),
-        (format!("[api.tls]\n{CONFIG}"), "NOT_YET", "proxy"),
+        (format!("[api.tls]\n{CONFIG}"), "CONFIG_MISSING_KEY", "certificate"),
         ("[pipelines.app.dynamodb]\nregion = \"x\"".to_owned(), "CONFIG_MISSING_KEY", "tables"),
         (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "CONFIG_MISSING_KEY", "table_bucket"),
     ] {

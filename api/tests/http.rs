@@ -74,8 +74,8 @@ const OPERATING: [(&str, &str, &str, [u16; 3]); 20] = [
 /// A serving process, which ends with this.
 pub(crate) struct Service {
     process: Child,
-    uri: String,
-    metrics: String,
+    pub(crate) uri: String,
+    pub(crate) metrics: String,
 }
 
 impl Drop for Service {
@@ -85,26 +85,32 @@ impl Drop for Service {
     }
 }
 
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
 }
 
 impl Service {
     pub(crate) async fn start(installation: &Installation) -> Self {
-        let (listen, metrics) = (free_address(), free_address());
-        let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
-        let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
-        let service = Self { process, uri: format!("http://{listen}"), metrics: format!("http://{metrics}") };
+        let service = Self::spawn(installation);
         let begun = Instant::now();
-        while exchange("GET", &format!("{}/livez", service.uri), &[], "").await.is_err() {
+        // Both addresses are had before either answers, and this one has no TLS unless it is asked for.
+        while exchange("GET", &format!("{}/livez", service.metrics), &[], "").await.is_err() {
             assert!(begun.elapsed() < START, "the service does not answer");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         service
     }
 
-    async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
+    /// Not waited for.
+    pub(crate) fn spawn(installation: &Installation) -> Self {
+        let (listen, metrics) = (free_address(), free_address());
+        let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
+        let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
+        Self { process, uri: format!("http://{listen}"), metrics: format!("http://{metrics}") }
+    }
+
+    pub(crate) async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
         self.call("GET", target, headers).await
     }
 

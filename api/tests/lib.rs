@@ -17,6 +17,8 @@ mod operate_http;
 mod resync;
 mod rollback;
 mod s3_tables;
+mod security;
 mod spark;
 mod support;
 mod tags;
+mod tls;

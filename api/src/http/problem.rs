@@ -21,6 +21,10 @@ use crate::failure::Failure;
 use crate::lake::Neighbours;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// 401 for a known caller, whose login is too long ago.
+pub(super) const LOGIN_REQUIRED: &str = "LOGIN_REQUIRED";
+/// What a client does about it (RFC 9470, section 3); the age is `auth.rs`'s.
+const LOG_IN_AGAIN: &str = "Bearer error=\"insufficient_user_authentication\", max_age=900";
 
 /// The id that a request has in its answer, the log and the audit trail.
 #[derive(Clone, Debug, Default)]
@@ -192,7 +196,8 @@ pub(super) async fn render(mut request: Request, next: Next) -> Response {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            let challenge = if problem.code == LOGIN_REQUIRED { LOG_IN_AGAIN } else { "Bearer" };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(seconds) = problem.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());

@@ -23,9 +23,12 @@ const ANSWER_TIME: Duration = Duration::from_secs(30);
 const READY_TIME: Duration = Duration::from_secs(2);
 
 pub(super) fn api(service: &Shared) -> Router {
-    let guarded = |role: Role, route: MethodRouter<Shared>| {
-        route.layer(from_fn_with_state(Guard { service: Shared::clone(service), role }, auth::check))
+    let with = |role: Role, recent_login: bool, route: MethodRouter<Shared>| {
+        route.layer(from_fn_with_state(Guard { service: Shared::clone(service), role, recent_login }, auth::check))
     };
+    let guarded = |role: Role, route: MethodRouter<Shared>| with(role, false, route);
+    // What takes rows away or lets go of them is no work for a browser that somebody has left open (S4).
+    let destructive = |route: MethodRouter<Shared>| with(Role::Operator, true, route);
     let about = Router::new()
         .route("/v1/me", guarded(Role::Reader, get(me)))
         .route("/v1/tables", guarded(Role::Reader, get(tables::list)))
@@ -45,13 +48,13 @@ pub(super) fn api(service: &Shared) -> Router {
         )
         .route("/v1/pipelines/{pipeline}/pause", guarded(Role::Operator, post(pipelines::pause)))
         .route("/v1/pipelines/{pipeline}/resume", guarded(Role::Operator, post(pipelines::resume)))
-        .route("/v1/pipelines/{pipeline}/resync", guarded(Role::Operator, post(pipelines::resync)))
-        .route("/v1/rollbacks/{id}/confirm", guarded(Role::Operator, post(rollbacks::confirm)))
+        .route("/v1/pipelines/{pipeline}/resync", destructive(post(pipelines::resync)))
+        .route("/v1/rollbacks/{id}/confirm", destructive(post(rollbacks::confirm)))
         .route("/v1/maintenance/runs/{id}", guarded(Role::Operator, get(upkeep::show)))
-        .route("/v1/operations/{id}/undo", guarded(Role::Operator, post(operations::undo)))
-        .route("/v1/operations/{id}/abort", guarded(Role::Operator, post(operations::abort)))
-        .route("/v1/operations/{id}/accept", guarded(Role::Operator, post(operations::accept)))
-        .route("/v1/operations/{id}/replay", guarded(Role::Operator, post(operations::replay)));
+        .route("/v1/operations/{id}/undo", destructive(post(operations::undo)))
+        .route("/v1/operations/{id}/abort", destructive(post(operations::abort)))
+        .route("/v1/operations/{id}/accept", destructive(post(operations::accept)))
+        .route("/v1/operations/{id}/replay", destructive(post(operations::replay)));
     let quick = about.merge(operating).layer(within_time(ANSWER_TIME));
     // Their answers have no rows of tables, but they read them, or what stands about all of them.
     let planning = Router::new()
