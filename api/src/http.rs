@@ -16,6 +16,7 @@ mod format;
 mod metrics;
 mod noted;
 mod operations;
+mod page;
 mod pipe;
 mod pipelines;
 mod plans;
@@ -24,7 +25,9 @@ mod problem;
 mod rollbacks;
 mod routes;
 mod rows;
+mod scans;
 mod tables;
+mod wish;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -47,7 +50,9 @@ use crate::failure::Failure;
 use crate::lake::Lake;
 use coordinator::Coordinator;
 use metrics::Metrics;
+use page::PageKey;
 use plans::Plans;
+use scans::Scans;
 
 /// Open connections of one listener (S6); more wait in the system's queue.
 const CONNECTIONS: usize = 256;
@@ -65,11 +70,12 @@ struct Service {
     config: Config,
     api: ApiConfig,
     lake: Lake,
-    /// One permit for each read of rows.
-    scans: Arc<Semaphore>,
+    scans: Scans,
     metrics: Metrics,
     /// Rollbacks that were shown and not yet confirmed.
     plans: Mutex<Plans>,
+    /// Of the tokens of pages.
+    page_key: PageKey,
     coordinator: Coordinator,
     audit: Audit,
 }
@@ -84,7 +90,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// # Errors
-    /// `LISTEN` for an address that cannot be had.
+    /// `LISTEN` for an address that cannot be had; what `page_key` can have wrong.
     pub(crate) async fn bind(config: &Config, api: &ApiConfig, lake: Lake) -> Result<Self, Failure> {
         if !api.listen.ip().is_loopback() {
             warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
@@ -96,9 +102,10 @@ impl Server {
             api: api.clone(),
             coordinator: Coordinator::new(lake.clone()),
             lake,
-            scans: Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1))),
+            scans: Scans::new(usize::try_from(api.scans).unwrap_or(1)),
             metrics: Metrics::new(audit.entries()),
             plans: Mutex::default(),
+            page_key: PageKey::new(api.page_key.as_ref())?,
             audit,
         });
         let mut listeners = vec![(listen("listen", api.listen).await?, routes::api(&service))];

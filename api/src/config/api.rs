@@ -9,8 +9,8 @@ use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
 
 use super::layers::Section;
-use super::units::Span;
-use super::{CatalogConfig, check_name};
+use super::units::{Bytes, Span};
+use super::{CatalogConfig, SecretReference, check_name};
 use crate::failure::Failure;
 
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +25,11 @@ pub(crate) struct ApiConfig {
     pub(crate) scan_time: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_bytes: Option<Bytes>,
+    /// What tokens of pages are signed with, where several processes serve one lake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) page_key: Option<SecretReference>,
     /// By the name that logs show.
     pub(crate) tokens: BTreeMap<String, TokenConfig>,
 }
@@ -86,6 +91,8 @@ pub(super) fn api(section: &Section<'_>, catalog: &CatalogConfig) -> Result<ApiC
     let scans = section.number_within("scans", 1, 256)?.unwrap_or(4);
     let scan_time = section.parsed("scan_time")?.unwrap_or(Span(Duration::from_secs(300)));
     let max_rows = section.number_within("max_rows", 1, u64::MAX - 1)?;
+    let max_bytes = section.parsed("max_bytes")?;
+    let page_key = section.secret("page_key")?;
     if section.has("tls") {
         let remedy = "listen on a loopback address behind a proxy that ends TLS";
         return Err(Failure::not_yet(section.subject("tls"), "this release serves plain HTTP", remedy));
@@ -96,7 +103,18 @@ pub(super) fn api(section: &Section<'_>, catalog: &CatalogConfig) -> Result<ApiC
         let remedy = "listen on a loopback address, or configure [api.auth]";
         return Err(section.invalid("allow_anonymous", "anonymous access beyond this machine", remedy));
     }
-    Ok(ApiConfig { listen, metrics_listen, allow_anonymous, rows, scans, scan_time, max_rows, tokens })
+    Ok(ApiConfig {
+        listen,
+        metrics_listen,
+        allow_anonymous,
+        rows,
+        scans,
+        scan_time,
+        max_rows,
+        max_bytes,
+        page_key,
+        tokens,
+    })
 }
 
 fn tokens(section: &Section<'_>) -> Result<BTreeMap<String, TokenConfig>, Failure> {
