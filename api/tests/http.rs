@@ -48,8 +48,10 @@ const ROUTES: [&str; 7] = [
 
 /// What is shown of the caller, pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
 /// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
-const OPERATING: [(&str, &str, &str, [u16; 3]); 15] = [
+const OPERATING: [(&str, &str, &str, [u16; 3]); 17] = [
     ("GET", "/v1/me", "", [200, 200, 200]),
+    ("GET", "/v1/tables/app/orders/history", "", [200, 200, 403]),
+    ("POST", "/v1/tables/app/orders/rows:query", "{}", [200, 200, 403]),
     ("GET", "/v1/pipelines", "", [200, 200, 200]),
     ("GET", "/v1/pipelines/app", "", [200, 200, 200]),
     ("GET", "/v1/operations", "", [200, 200, 200]),
@@ -67,9 +69,9 @@ const OPERATING: [(&str, &str, &str, [u16; 3]); 15] = [
 ];
 
 /// A serving process, which ends with this.
-struct Service {
+pub(crate) struct Service {
     process: Child,
-    uri: String,
+    pub(crate) uri: String,
     metrics: String,
 }
 
@@ -80,13 +82,13 @@ impl Drop for Service {
     }
 }
 
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
 }
 
 impl Service {
-    async fn start(installation: &Installation) -> Self {
+    pub(crate) async fn start(installation: &Installation) -> Self {
         let (listen, metrics) = (free_address(), free_address());
         let (api, other) = (format!("api.listen={listen}"), format!("api.metrics_listen={metrics}"));
         let process = installation.spawn(&["--set", &api, "--set", &other, "serve"]);
@@ -99,7 +101,7 @@ impl Service {
         service
     }
 
-    async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
+    pub(crate) async fn get(&self, target: &str, headers: &[(&str, &str)]) -> Exchange {
         self.call("GET", target, headers).await
     }
 
@@ -107,25 +109,25 @@ impl Service {
         self.send(method, target, headers, "").await
     }
 
-    async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
+    pub(crate) async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
         let answer = exchange(method, &format!("{}{target}", self.uri), headers, body).await;
         answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
     }
 
     /// A JSON document with status 200.
-    async fn ask(&self, target: &str) -> Value {
+    pub(crate) async fn ask(&self, target: &str) -> Value {
         let answer = self.get(target, &[]).await;
         assert_eq!(answer.status(), 200, "{target}: {}", text(&answer));
         serde_json::from_slice(&answer.content()).expect("JSON")
     }
 }
 
-fn text(answer: &Exchange) -> String {
+pub(crate) fn text(answer: &Exchange) -> String {
     String::from_utf8(answer.content()).expect("text")
 }
 
 /// The stable code of an error, whose form is that of RFC 9457.
-fn problem(answer: &Exchange) -> (u16, String) {
+pub(crate) fn problem(answer: &Exchange) -> (u16, String) {
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", text(answer));
     let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
     for key in ["type", "title", "detail", "code", "request_id"] {
@@ -136,7 +138,7 @@ fn problem(answer: &Exchange) -> (u16, String) {
     (answer.status(), document["code"].as_str().expect("a code").to_owned())
 }
 
-async fn anonymous() -> Installation {
+pub(crate) async fn anonymous() -> Installation {
     lake::installation_with("[api]\nallow_anonymous = true\n", &[]).await
 }
 
@@ -152,7 +154,7 @@ async fn with_tokens() -> Installation {
     lake::installation_with(&tokens(), &[]).await
 }
 
-fn catalog(installation: &Installation) -> SqliteCatalog {
+pub(crate) fn catalog(installation: &Installation) -> SqliteCatalog {
     let lake = installation.path().join("lake");
     SqliteCatalog::open(&lake.join("catalog.db"), &lake.join("warehouse"), Storage::local()).expect("the catalog")
 }
@@ -182,7 +184,9 @@ async fn rows_are_those_of_the_command_line_in_every_format() {
             let mut expected = told.stdout.clone();
             if format == "ndjson" {
                 let rows = told.text().lines().count();
-                expected.extend(format!("{{\"_status\":\"complete\",\"rows\":{rows}}}\n").bytes());
+                let consistency = if query.contains("cut=") { "cut" } else { "per_table" };
+                let end = json!({"_status": "complete", "rows": rows, "consistency": consistency});
+                expected.extend(format!("{end}\n").bytes());
             }
             assert_eq!(answer.content(), expected, "{target} as {format}");
         }
@@ -207,7 +211,7 @@ async fn one_selector_chooses_the_state_and_headers_say_which() {
     let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
     assert_eq!((document["rows"].as_array().map(Vec::len), &document["snapshot_id"]), (Some(3), &json!(id)));
     let cut = service.get("/v1/tables/app/orders/rows?cut=0/FF", &[]).await;
-    assert_eq!(cut.header("consistency"), Some("cut"));
+    assert_eq!((cut.header("consistency"), cut.header("cut")), (Some("cut"), Some("0/C8")));
     assert!(text(&cut).contains("\"cut\":{\"exact\":false,\"position\":\"0/C8\"}"), "{}", text(&cut));
 }
 
