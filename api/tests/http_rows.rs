@@ -266,7 +266,7 @@ async fn rows_are_duckdbs_at_random_snapshots_for_random_questions() {
         let (table, columns, ids, metadata) = &tables[rng.usize(..tables.len())];
         let snapshot = ids[rng.usize(..ids.len())].as_str().expect("an id");
         for in_body in [false, true] {
-            let question = Question::random(*columns, &mut rng);
+            let question = Question::random(columns, &mut rng);
             let sql = question.sql();
             let answer = question.ask(&service, table, snapshot, in_body).await;
             assert_eq!(answer.header("snapshot-id"), Some(snapshot), "{}", text(&answer));
