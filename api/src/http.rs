@@ -20,6 +20,7 @@ mod metrics;
 mod noted;
 mod oidc;
 mod operations;
+mod page;
 mod passes;
 mod pipe;
 mod pipelines;
@@ -29,10 +30,12 @@ mod problem;
 mod rollbacks;
 mod routes;
 mod rows;
+mod scans;
 mod tables;
 mod tags;
 mod tls;
 mod upkeep;
+mod wish;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,8 +53,10 @@ use coordinator::Coordinator;
 use listener::Listener;
 use metrics::Metrics;
 use oidc::Oidc;
+use page::PageKey;
 use passes::Passes;
 use plans::Plans;
+use scans::Scans;
 use tls::Tls;
 
 /// How long answers under way may take once a stop was asked for.
@@ -64,11 +69,12 @@ struct Service {
     /// Whose tokens count beside those of the configuration.
     oidc: Option<Oidc>,
     lake: Lake,
-    /// One permit for each read of rows.
-    scans: Arc<Semaphore>,
+    scans: Scans,
     metrics: Metrics,
     /// Rollbacks that were shown and not yet confirmed.
     plans: Mutex<Plans>,
+    /// Of the tokens of pages.
+    page_key: PageKey,
     coordinator: Coordinator,
     /// Passes of maintenance that callers have asked for.
     passes: Mutex<Passes>,
@@ -86,7 +92,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// # Errors
-    /// `LISTEN` for an address that cannot be had; `TLS_CERTIFICATE`, `JWKS_UNREADABLE`.
+    /// `LISTEN` for an address that cannot be had; `TLS_CERTIFICATE`, `JWKS_UNREADABLE`; what `page_key` can have wrong.
     pub(crate) async fn bind(config: &Config, api: &ApiConfig, lake: Lake) -> Result<Self, Failure> {
         if !api.listen.ip().is_loopback() && api.tls.is_none() {
             warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
@@ -100,10 +106,11 @@ impl Server {
             oidc: api.auth.oidc.as_ref().map(Oidc::new).transpose()?,
             coordinator: Coordinator::new(lake.clone()),
             lake,
-            scans: Arc::new(Semaphore::new(usize::try_from(api.scans).unwrap_or(1))),
+            scans: Scans::new(usize::try_from(api.scans).unwrap_or(1)),
             metrics: Metrics::new(audit.entries()),
             plans: Mutex::default(),
             passes: Mutex::default(),
+            page_key: PageKey::new(api.page_key.as_ref())?,
             audit,
         });
         let mut listeners = vec![Listener::bind("listen", api.listen, routes::api(&service), tls.clone()).await?];

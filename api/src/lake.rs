@@ -87,13 +87,21 @@ impl Lake {
 
     /// All tables but the control tables.
     pub(crate) async fn tables(&self, namespace: Option<&str>) -> Result<Vec<LoadedTable>, Failure> {
+        self.loaded(&self.names(namespace).await?).await
+    }
+
+    /// The names of all tables but the control tables.
+    pub(crate) async fn names(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Failure> {
+        let mut names = self.catalog.list(namespace).await?;
+        names.retain(|name| !is_control(name));
+        Ok(names)
+    }
+
+    /// Those of these tables that are there: one may have gone since somebody has listed it.
+    pub(crate) async fn loaded(&self, names: &[TableName]) -> Result<Vec<LoadedTable>, Failure> {
         let mut tables = Vec::new();
-        for name in self.catalog.list(namespace).await? {
-            if is_control(&name) {
-                continue;
-            }
-            // One that went meanwhile is not there.
-            tables.extend(self.catalog.load(&name, None).await?);
+        for name in names {
+            tables.extend(self.catalog.load(name, None).await?);
         }
         Ok(tables)
     }
@@ -296,14 +304,17 @@ pub(crate) fn unknown_tag(table: &LoadedTable, tag: &str) -> Failure {
 /// The snapshot that the newest cut at or before `position` names, by the control table of the table's pipeline.
 ///
 /// # Errors
-/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_EXPIRED` if the cut's snapshot is not kept any more.
+/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_EXPIRED` if the cut or its snapshot is not kept any more.
 pub(crate) fn by_cut(table: &LoadedTable, control: &LoadedTable, position: Position) -> Result<Chosen, Failure> {
     let cuts = recorded_cuts(control);
     let name = table.name.to_string();
     let Some(cut) = cuts.iter().rev().find(|cut| cut.position <= position) else {
         let first: Vec<String> = cuts.iter().take(NEAREST).map(|cut| cut.position.to_string()).collect();
         let message = format!("no cut is kept from {position} or before");
-        return Err(Failure::failed("CUT_UNKNOWN", name, message, nearest_ones(&first)));
+        let oldest = control.metadata.snapshots().min_by_key(|snapshot| snapshot.sequence_number());
+        let whole = oldest.is_none_or(|oldest| oldest.parent_snapshot_id().is_none());
+        let code = if whole { "CUT_UNKNOWN" } else { "SNAPSHOT_EXPIRED" };
+        return Err(Failure::failed(code, name, message, nearest_ones(&first)));
     };
     let Some(id) = cut.tables.get(&name).and_then(|id| id.parse().ok()) else {
         let with: Vec<String> = cuts

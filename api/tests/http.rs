@@ -48,8 +48,10 @@ const ROUTES: [&str; 7] = [
 
 /// What is shown of the caller, pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
 /// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
-const OPERATING: [(&str, &str, &str, [u16; 3]); 20] = [
+const OPERATING: [(&str, &str, &str, [u16; 3]); 22] = [
     ("GET", "/v1/me", "", [200, 200, 200]),
+    ("GET", "/v1/tables/app/orders/history", "", [200, 200, 403]),
+    ("POST", "/v1/tables/app/orders/rows:query", "{}", [200, 200, 403]),
     ("GET", "/v1/pipelines", "", [200, 200, 200]),
     ("GET", "/v1/pipelines/app", "", [200, 200, 200]),
     ("GET", "/v1/operations", "", [200, 200, 200]),
@@ -124,7 +126,7 @@ impl Service {
     }
 
     /// A JSON document with status 200.
-    async fn ask(&self, target: &str) -> Value {
+    pub(crate) async fn ask(&self, target: &str) -> Value {
         let answer = self.get(target, &[]).await;
         assert_eq!(answer.status(), 200, "{target}: {}", text(&answer));
         serde_json::from_slice(&answer.content()).expect("JSON")
@@ -147,7 +149,7 @@ pub(crate) fn problem(answer: &Exchange) -> (u16, String) {
     (answer.status(), document["code"].as_str().expect("a code").to_owned())
 }
 
-async fn anonymous() -> Installation {
+pub(crate) async fn anonymous() -> Installation {
     lake::installation_with("[api]\nallow_anonymous = true\n", &[]).await
 }
 
@@ -193,7 +195,9 @@ async fn rows_are_those_of_the_command_line_in_every_format() {
             let mut expected = told.stdout.clone();
             if format == "ndjson" {
                 let rows = told.text().lines().count();
-                expected.extend(format!("{{\"_status\":\"complete\",\"rows\":{rows}}}\n").bytes());
+                let consistency = if query.contains("cut=") { "cut" } else { "per_table" };
+                let end = json!({"_status": "complete", "rows": rows, "consistency": consistency});
+                expected.extend(format!("{end}\n").bytes());
             }
             assert_eq!(answer.content(), expected, "{target} as {format}");
         }
@@ -218,7 +222,7 @@ async fn one_selector_chooses_the_state_and_headers_say_which() {
     let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
     assert_eq!((document["rows"].as_array().map(Vec::len), &document["snapshot_id"]), (Some(3), &json!(id)));
     let cut = service.get("/v1/tables/app/orders/rows?cut=0/FF", &[]).await;
-    assert_eq!(cut.header("consistency"), Some("cut"));
+    assert_eq!((cut.header("consistency"), cut.header("cut")), (Some("cut"), Some("0/C8")));
     assert!(text(&cut).contains("\"cut\":{\"exact\":false,\"position\":\"0/C8\"}"), "{}", text(&cut));
 }
 

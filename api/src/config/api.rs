@@ -11,8 +11,8 @@ use super::grant::{Grant, Role, grant};
 use super::layers::Section;
 use super::oidc::{OidcConfig, oidc};
 use super::tls::{TlsConfig, tls};
-use super::units::Span;
-use super::{CatalogConfig, check_name};
+use super::units::{Bytes, Span};
+use super::{CatalogConfig, SecretReference, check_name};
 use crate::failure::Failure;
 
 #[derive(Clone, Debug, Serialize)]
@@ -31,6 +31,11 @@ pub(crate) struct ApiConfig {
     pub(crate) scan_time: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_bytes: Option<Bytes>,
+    /// What tokens of pages are signed with, where several processes serve one lake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) page_key: Option<SecretReference>,
     pub(crate) auth: AuthConfig,
 }
 
@@ -75,6 +80,8 @@ pub(super) fn api(section: &Section<'_>, catalog: &CatalogConfig) -> Result<ApiC
     let scans = section.number_within("scans", 1, 256)?.unwrap_or(4);
     let scan_time = section.parsed("scan_time")?.unwrap_or(Span(Duration::from_secs(300)));
     let max_rows = section.number_within("max_rows", 1, u64::MAX - 1)?;
+    let max_bytes = section.parsed("max_bytes")?;
+    let page_key = section.secret("page_key")?;
     let auth = auth(&section.section("auth")?)?;
     section.finish()?;
     let is_local = listen.ip().is_loopback();
@@ -87,7 +94,20 @@ pub(super) fn api(section: &Section<'_>, catalog: &CatalogConfig) -> Result<ApiC
             "configure [api.tls]; or set behind_proxy = true, if only a proxy that ends TLS can reach the address";
         return Err(section.invalid("listen", "tokens and rows in plain text beyond this machine", remedy));
     }
-    Ok(ApiConfig { listen, metrics_listen, tls, behind_proxy, allow_anonymous, rows, scans, scan_time, max_rows, auth })
+    Ok(ApiConfig {
+        listen,
+        metrics_listen,
+        tls,
+        behind_proxy,
+        allow_anonymous,
+        rows,
+        scans,
+        scan_time,
+        max_rows,
+        max_bytes,
+        page_key,
+        auth,
+    })
 }
 
 fn auth(section: &Section<'_>) -> Result<AuthConfig, Failure> {

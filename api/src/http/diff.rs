@@ -18,11 +18,12 @@ use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
-use super::rows::{end_of_lines, query, respond, too_many};
+use super::rows::{end_of_lines, respond, too_many};
 use super::tables::Named;
+use super::wish::query;
 use crate::cli;
 use crate::failure::Failure;
-use crate::lake::{Neighbours, Point};
+use crate::lake::Point;
 use crate::rows::ChangesOutput;
 
 #[derive(Debug, Deserialize)]
@@ -53,7 +54,7 @@ pub(super) async fn get(
     for (id, text) in ids.iter_mut().zip([&wish.from, &wish.to]) {
         let Ok(point) = text.parse::<Point>();
         let found = service.lake.find_id(&service.config, &table, &point).await;
-        *id = found.map_err(|failure| HttpProblem::from(failure).with_nearest(|| Neighbours::of(&table, &point)))?;
+        *id = found.map_err(|failure| HttpProblem::of_point(failure, &table, &point))?;
     }
     let [from, to] = ids;
     let uuid = table.metadata.uuid().to_string();
@@ -62,7 +63,7 @@ pub(super) async fn get(
     if let Some(unchanged) = etag.unchanged(&headers) {
         return Ok(unchanged);
     }
-    let permit = service.scan_permit()?;
+    let permit = service.scan_permit(&principal)?;
     let diff = Diff::open(&service.lake.storage, &table, from, to).await?;
     info!(principal = %principal.name, table = %table.name, from, to, counts = wish.counts, "a diff is read");
     let detail = json!({

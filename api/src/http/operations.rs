@@ -16,8 +16,9 @@ use serde_json::Value;
 
 use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
+use super::page::PageWish;
 use super::problem::HttpProblem;
-use super::rows::query;
+use super::wish::query;
 use super::{Service, Shared};
 use crate::answer;
 use crate::cli::PositionRange;
@@ -73,20 +74,25 @@ impl Principal {
 #[derive(Serialize)]
 struct Operations {
     operations: Vec<Operation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wish {
     pipeline: Option<String>,
+    page_size: Option<usize>,
+    page_token: Option<String>,
 }
 
+/// By pipeline and by when they were begun, which never changes.
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wanted = query(wish)?.pipeline;
+    let Wish { pipeline: wanted, page_size, page_token } = query(wish)?;
     if let Some(name) = &wanted {
         service.config.pipeline(name)?;
     }
@@ -96,7 +102,10 @@ pub(super) async fn list(
         known.retain(|journal| principal.may_see_all_of(journal));
         operations.extend(known.into_iter().map(|journal| Operation::new(name, journal)));
     }
-    Ok(Json(Operations { operations }).into_response())
+    let (wish, list) = (PageWish { page_size, page_token }, ["operations", wanted.as_deref().unwrap_or_default()]);
+    let begun = |one: &Operation| (one.pipeline.clone(), one.begun_at.clone(), one.id.clone());
+    let page = service.page_key.page(&wish, &list, operations, begun)?;
+    Ok(Json(Operations { operations: page.items, next_page_token: page.next }).into_response())
 }
 
 pub(super) async fn show(

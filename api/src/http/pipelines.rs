@@ -1,6 +1,7 @@
 //! Pipelines: how they stand, and what operators let them do.
 
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -8,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::Principal;
 use super::body::{Body, Name, Nothing, Reason, Why, named};
+use super::page::PageWish;
 use super::problem::HttpProblem;
+use super::wish::query;
 use super::{Service, Shared};
 use crate::operate;
 use crate::operate::resync::Resync;
@@ -17,6 +20,8 @@ use crate::verbs::status;
 #[derive(Serialize)]
 struct Pipelines {
     pipelines: Vec<Pipeline>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
 }
 
 /// As `status` shows it, without its source's end: a service may have no way to the source.
@@ -40,12 +45,15 @@ impl Service {
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
+    wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
+    let names: Vec<&String> = service.config.pipelines.keys().collect();
+    let page = service.page_key.page(&query(wish)?, &["pipelines"], names, |name| (*name).clone())?;
     let mut pipelines = Vec::new();
-    for name in service.config.pipelines.keys() {
+    for name in page.items {
         pipelines.push(service.pipeline(&principal, name).await?);
     }
-    Ok(Json(Pipelines { pipelines }).into_response())
+    Ok(Json(Pipelines { pipelines, next_page_token: page.next }).into_response())
 }
 
 pub(super) async fn show(

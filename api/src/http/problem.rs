@@ -12,13 +12,14 @@ use axum::http::header::{
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::error::{Problem, Reaction};
 use serde::Serialize;
 use tracing::error;
 use uuid::Uuid;
 
 use crate::failure::Failure;
-use crate::lake::Neighbours;
+use crate::lake::{Neighbours, Point};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// 401 for a known caller, whose login is too long ago.
@@ -67,11 +68,15 @@ impl HttpProblem {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// Of an expired point, what is kept around it.
-    pub(super) fn with_nearest(self, neighbours: impl FnOnce() -> Neighbours) -> Self {
-        match self.status {
-            StatusCode::GONE => Self { nearest: serde_json::to_value(neighbours()).ok(), ..self },
-            _ => self,
+    /// Of a point that is not there, with what is kept around it: of every one that has expired, and of one that never was
+    /// where it has a place in time.
+    pub(super) fn of_point(failure: Failure, table: &LoadedTable, point: &Point) -> Self {
+        let problem = Self::from(failure);
+        match (problem.status, point) {
+            (StatusCode::GONE, _) | (StatusCode::NOT_FOUND, Point::AsOf(_) | Point::Cut(_)) => {
+                Self { nearest: serde_json::to_value(Neighbours::of(table, point)).ok(), ..problem }
+            }
+            _ => problem,
         }
     }
 
@@ -99,7 +104,7 @@ impl From<Failure> for HttpProblem {
             "TABLE_UNKNOWN" | "TABLE_NAME" | "SNAPSHOT_UNKNOWN" | "TAG_UNKNOWN" | "CUT_UNKNOWN"
             | "PIPELINE_UNKNOWN" | "OPERATION_UNKNOWN" => StatusCode::NOT_FOUND,
             "SNAPSHOT_EXPIRED" => StatusCode::GONE,
-            "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ROWS_LIMIT" | "TAG_NAME" => StatusCode::BAD_REQUEST,
+            "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ORDER_INVALID" | "ROWS_LIMIT" | "TAG_NAME" => StatusCode::BAD_REQUEST,
             // The request is right, and what stands in the lake is in its way.
             "NO_CUT" | "ROLLBACK_OPEN" | "CUT_NOT_REACHED" | "TARGET_IS_HEAD" | "TARGET_INCOMPLETE" | "NOT_OPEN"
             | "NOT_HELD" | "REPLAY_IMPOSSIBLE" | "CHANGES_MISSED" | "TAG_LIMIT" => StatusCode::CONFLICT,

@@ -21,7 +21,7 @@ use super::operations::Operation;
 use super::plans::{KeptPlan, PLAN_TIME, Plans};
 use super::preconditions::{idempotency_key, request_digest, required};
 use super::problem::HttpProblem;
-use super::rows::point;
+use super::wish::point;
 use super::{Service, Shared};
 use crate::answer;
 use crate::failure::Failure;
@@ -68,7 +68,7 @@ pub(super) async fn preview(
         true => service.check_scope_of_all(&principal, pipeline, config).await?,
         false => service.check_scope(&principal, &names).await?,
     }
-    let _permit = service.scan_permit()?;
+    let _permit = service.scan_permit(&principal)?;
     let _counted = service.metrics.scan();
     let tables = mirrors(&service.lake, pipeline, config, &names).await?;
     let stop = CancellationToken::new();

@@ -34,6 +34,7 @@ pub(super) fn api(service: &Shared) -> Router {
         .route("/v1/tables", guarded(Role::Reader, get(tables::list)))
         .route("/v1/tables/{namespace}/{table}", guarded(Role::Reader, get(tables::describe)))
         .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
+        .route("/v1/tables/{namespace}/{table}/history", guarded(Role::Reader, get(tables::history)))
         .route("/v1/tables/{namespace}/{table}/refs", guarded(Role::Reader, get(tables::references)))
         .route("/v1/tables/{namespace}/{table}/tags/{name}", guarded(Role::Reader, get(tags::show)))
         .route("/v1/tables/{namespace}/{table}/health", guarded(Role::Reader, get(tables::health)))
@@ -64,6 +65,7 @@ pub(super) fn api(service: &Shared) -> Router {
         .layer(within_time(service.api.scan_time.0));
     let with_rows = Router::new()
         .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))
+        .route("/v1/tables/{namespace}/{table}/rows:query", guarded(Role::Reader, post(rows::query)))
         .route("/v1/tables/{namespace}/{table}/diff", guarded(Role::Reader, get(diff::get)));
     let all = quick.merge(planning).merge(with_rows).layer(DefaultBodyLimit::max(BODY_BYTES));
     within(all.merge(console_files()).merge(probes()), service)

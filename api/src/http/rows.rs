@@ -10,24 +10,24 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::read::TableReader;
-use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{info, warn};
 
 use super::auth::Principal;
+use super::body::Body;
 use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Answer, Pipe, Wanted, too_much};
 use super::problem::HttpProblem;
+use super::scans::ScanPermit;
 use super::tables::Named;
+use super::wish::{self, Document, Parameters, Wish};
 use super::{Service, Shared};
 use crate::answer;
-use crate::cli::{self, parse_time};
-use crate::digest::sha256;
+use crate::cli;
 use crate::failure::Failure;
-use crate::lake::{Chosen, Neighbours, Point};
-use crate::rows::{self, FilterTree, Output, Reading, Where};
+use crate::lake::{Chosen, Point};
+use crate::rows::{self, ORDERED_ROWS, Output, Reading};
 
 /// Rows, or changes, of one JSON document, which is made in memory.
 pub(super) const JSON_ROWS: u64 = 10_000;
@@ -36,102 +36,72 @@ const JSON_BYTES: usize = 32 << 20;
 /// When to come again where every scan is taken, in seconds.
 const SCAN_SECONDS: u64 = 1;
 
-/// What to read. Of the first four at most one.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Wish {
-    snapshot_id: Option<i64>,
-    as_of: Option<String>,
-    tag: Option<String>,
-    cut: Option<String>,
-    /// Columns, with commas between them.
-    select: Option<String>,
-    /// A filter tree as JSON.
-    filter: Option<String>,
-    limit: Option<u64>,
-}
-
-impl Wish {
-    fn point(&self) -> Result<Point, HttpProblem> {
-        point(self.snapshot_id, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())
-    }
-
-    fn filter(&self) -> Result<Option<Where>, HttpProblem> {
-        let tree = self.filter.as_deref().map(FilterTree::parse).transpose();
-        let invalid = |error| HttpProblem::new(StatusCode::BAD_REQUEST, "FILTER_INVALID", format!("filter: {error}"));
-        Ok(tree.map_err(invalid)?.map(Where::Tree))
-    }
-
-    fn columns(&self) -> Vec<String> {
-        self.select.iter().flat_map(|select| select.split(',')).map(str::to_owned).collect()
-    }
-}
-
-/// The point that a request names; the newest, if it names none.
-pub(super) fn point(
-    snapshot_id: Option<i64>,
-    as_of: Option<&str>,
-    tag: Option<&str>,
-    cut: Option<&str>,
-) -> Result<Point, HttpProblem> {
-    let as_of = as_of.map(parse_time).transpose();
-    let as_of = as_of.map_err(|error| HttpProblem::invalid(format!("as_of: {error}")))?;
-    let cut = cut.map(str::parse).transpose();
-    let cut = cut.map_err(|_| HttpProblem::invalid("cut: write a position as status shows it"))?;
-    let tag = tag.map(|tag| Point::Tag(tag.to_owned()));
-    let points = [snapshot_id.map(Point::Snapshot), as_of.map(Point::AsOf), tag, cut.map(Point::Cut)];
-    let mut points = points.into_iter().flatten();
-    match (points.next(), points.next()) {
-        (None, _) => Ok(Point::Newest),
-        (Some(point), None) => Ok(point),
-        (Some(_), Some(_)) => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
-    }
-}
-
-/// Of a query that cannot be understood.
-pub(super) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, HttpProblem> {
-    query.map(|Query(wish)| wish).map_err(|rejection| HttpProblem::invalid(rejection.body_text()))
-}
-
 pub(super) async fn get(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
     named: Named,
     headers: HeaderMap,
     uri: Uri,
-    wish: Result<Query<Wish>, QueryRejection>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
-    let (point, filter, format) = (wish.point()?, wish.filter()?, Format::accepted(&headers)?);
-    let most = service.most_rows(format, wish.limit)?;
+    let wish = wish::query(parameters)?.wish()?;
+    read(&service, &principal, &named, &headers, wish, Some(uri.query().unwrap_or_default())).await
+}
+
+/// The same, asked in a body. Its answer has no tag: nobody keeps the answer to a POST.
+pub(super) async fn query(
+    State(service): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    named: Named,
+    headers: HeaderMap,
+    Body(document): Body<Document>,
+) -> Result<Response, HttpProblem> {
+    read(&service, &principal, &named, &headers, document.wish()?, None).await
+}
+
+/// `address` is the query of a request whose answer may be kept.
+async fn read(
+    service: &Service,
+    principal: &Principal,
+    named: &Named,
+    headers: &HeaderMap,
+    wish: Wish,
+    address: Option<&str>,
+) -> Result<Response, HttpProblem> {
+    let Wish { point, columns, filter, filter_sha256, order, limit } = wish;
+    let format = Format::accepted(headers)?;
+    let most = service.most_rows(format, limit)?;
+    let most = if order.is_empty() { most } else { at_most(most.min(ORDERED_ROWS), limit)? };
     service.shows_rows()?;
     let table = named.load(&service.lake).await?;
     let chosen = service.find(&table, &point).await?;
     let id = chosen.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id());
     let uuid = table.metadata.uuid().to_string();
-    let etag = Etag::of(&[&uuid, &format!("{id:?}"), uri.query().unwrap_or_default(), format.media_type()]);
-    if let Some(unchanged) = etag.unchanged(&headers) {
+    let etag = address.map(|address| Etag::of(&[&uuid, &format!("{id:?}"), address, format.media_type()]));
+    if let Some(unchanged) = etag.as_ref().and_then(|etag| etag.unchanged(headers)) {
         return Ok(unchanged);
     }
-    let permit = service.scan_permit()?;
+    let permit = service.scan_permit(principal)?;
     let reader = TableReader::at(&service.lake.storage, &table, id).await?;
-    let columns = wish.columns();
-    let reading = Reading::new(&table.name, &reader, &columns, filter.as_ref())?;
+    let reading = Reading::new(&table.name, &reader, &columns, filter.as_ref(), &order)?;
+    let shown = Some(&columns).filter(|columns| !columns.is_empty());
     info!(
-        principal = %principal.name, table = %table.name, snapshot_id = id, columns = wish.select.as_deref().unwrap_or("*"),
-        is_filtered = filter.is_some(), "rows are read"
+        principal = %principal.name, table = %table.name, snapshot_id = id,
+        columns = shown.map_or("*".to_owned(), |columns| columns.join(",")), is_filtered = filter.is_some(),
+        "rows are read"
     );
     let detail = json!({
         "snapshot_id": id.map(|id| id.to_string()),
         // As they are shown; without any, all that the snapshot has.
-        "columns": wish.select.as_ref().map(|_| columns.iter().map(|name| name.trim()).collect::<Vec<_>>()),
-        "filter_sha256": wish.filter.as_ref().map(|filter| sha256(filter.as_bytes())),
-        "limit": wish.limit,
+        "columns": shown,
+        "filter_sha256": filter_sha256,
+        "limit": limit,
         "format": format.media_type(),
     });
     let intent = service.audit.read(principal.asks("rows", table.name.to_string(), detail)).await?;
     let (head, metrics) = (chosen.head(&table), service.metrics.clone());
-    let limit = wish.limit.map_or(most + 1, |limit| limit.min(most + 1));
+    let consistency = chosen.consistency();
+    let limit = limit.map_or(most + 1, |limit| limit.min(most + 1));
     let work = move |pipe: Pipe, wanted: &Wanted| {
         let schema = &reading.schema;
         let mut output = match format {
@@ -145,33 +115,35 @@ pub(super) async fn get(
         metrics.rows(*written.as_ref().unwrap_or(&0));
         intent.outcome_now(&written, json!({"rows": written.as_ref().ok()}));
         match written {
-            Ok(rows) if format == Format::Ndjson => end_of_lines(output.end()?, Ok(json!({"rows": rows}))),
+            Ok(rows) if format == Format::Ndjson => {
+                end_of_lines(output.end()?, Ok(json!({"rows": rows, "consistency": consistency})))
+            }
             Ok(_) => output.end(),
             Err(failure) if format == Format::Ndjson && wanted.has_begun() => end_of_lines(output.end()?, Err(failure)),
             Err(failure) => Err(failure),
         }
     };
-    let answer = pipe::start(&service, permit, work);
+    let answer = pipe::start(service, permit, work);
     let mut response = respond(answer, format).await?;
     describe(response.headers_mut(), &table, &chosen, &columns);
-    Ok(etag.on(response))
+    Ok(match etag {
+        Some(etag) => etag.on(response),
+        None => response,
+    })
 }
 
 impl Service {
     /// The point, or the problem of a point that is not there with what is around it.
     pub(super) async fn find(&self, table: &LoadedTable, point: &Point) -> Result<Chosen, HttpProblem> {
         let found = self.lake.find(&self.config, table, point).await;
-        found.map_err(|failure| HttpProblem::from(failure).with_nearest(|| Neighbours::of(table, point)))
+        found.map_err(|failure| HttpProblem::of_point(failure, table, point))
     }
 
     /// Rows that an answer may have.
     pub(super) fn most_rows(&self, format: Format, limit: Option<u64>) -> Result<u64, HttpProblem> {
         let most = self.api.max_rows.unwrap_or(u64::MAX - 1);
         let most = if format == Format::Json { most.min(JSON_ROWS) } else { most };
-        if limit.is_some_and(|limit| limit > most) {
-            return Err(too_many(most).into());
-        }
-        Ok(most)
+        at_most(most, limit)
     }
 
     /// This release does not ask Lake Formation, so it shows nothing that is Lake Formation's to show.
@@ -181,14 +153,22 @@ impl Service {
         if self.api.rows { Ok(()) } else { Err(refused) }
     }
 
-    /// The right to read rows, for as long as it is held.
-    pub(super) fn scan_permit(&self) -> Result<OwnedSemaphorePermit, HttpProblem> {
-        self.scans.clone().try_acquire_owned().map_err(|_| {
+    /// # Errors
+    /// `TOO_MANY_SCANS`.
+    pub(super) fn scan_permit(&self, principal: &Principal) -> Result<ScanPermit, HttpProblem> {
+        self.scans.permit(&principal.name).ok_or_else(|| {
             self.metrics.refused("scans");
-            let detail = "as many answers with rows are under way as this server gives at a time";
+            let detail =
+                "as many answers with rows are under way as this server gives at a time, in all or to one caller";
             HttpProblem::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_SCANS", detail).retry_after(SCAN_SECONDS)
         })
     }
+}
+
+/// # Errors
+/// `ROWS_LIMIT` where more are wanted.
+fn at_most(most: u64, limit: Option<u64>) -> Result<u64, HttpProblem> {
+    if limit.is_some_and(|limit| limit > most) { Err(too_many(most).into()) } else { Ok(most) }
 }
 
 pub(super) fn too_many(most: u64) -> Failure {
@@ -223,12 +203,13 @@ pub(super) async fn respond(answer: Answer, format: Format) -> Result<Response, 
 
 /// Which state the rows are of, and how to read the same one with Athena.
 fn describe(headers: &mut HeaderMap, table: &LoadedTable, chosen: &Chosen, columns: &[String]) {
-    let consistency = if chosen.cut.is_some() { "cut" } else { "per_table" };
-    headers.insert(HeaderName::from_static("consistency"), HeaderValue::from_static(consistency));
+    headers.insert(HeaderName::from_static("consistency"), HeaderValue::from_static(chosen.consistency()));
+    let cut = chosen.cut.and_then(|(position, _)| HeaderValue::from_str(&position.to_string()).ok());
+    headers.extend(cut.map(|cut| (HeaderName::from_static("cut"), cut)));
     let Some(snapshot) = &chosen.snapshot else { return };
     let id = snapshot.snapshot_id();
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    let columns: Vec<String> = columns.iter().map(|name| quoted(name.trim())).collect();
+    let columns: Vec<String> = columns.iter().map(|name| quoted(name)).collect();
     let columns = if columns.is_empty() { "*".to_owned() } else { columns.join(", ") };
     let (namespace, name) = (quoted(&table.name.namespace), quoted(&table.name.name));
     let sql = format!("SELECT {columns} FROM {namespace}.{name} FOR VERSION AS OF {id}");

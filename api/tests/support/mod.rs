@@ -1,6 +1,7 @@
 //! The real binary in a folder of its own, asked as a script would ask it; and a lake for it to answer about.
 
 pub(crate) mod browser;
+pub(crate) mod changing;
 pub(crate) mod issuer;
 pub(crate) mod lake;
 
