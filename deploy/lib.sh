@@ -84,7 +84,7 @@ need_rust() {
     version=$(rustc --version | cut -d ' ' -f 2)
     [ "$(printf '%s\n%s\n' "$rust_minimum" "$version" | sort -V | head -n 1)" = "$rust_minimum" ] ||
         die "Rust $version is too old: $rust_minimum or later is needed"
-    command -v cc >/dev/null || need_packages 'a C compiler' build-essential
+    { command -v cc && command -v make; } >/dev/null || need_packages 'a C compiler and make' build-essential
 }
 
 # PostgreSQL's programs, without the cluster that the package would otherwise start on port 5432.

@@ -13,8 +13,7 @@ use crate::config::Span;
 use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 9] =
-    ["adopt", "tag", "protect", "doctor", "load", "deploy", "healthcheck", "quarantine", "explain-batch"];
+pub(crate) const LATER: [&str; 6] = ["adopt", "doctor", "load", "deploy", "healthcheck", "explain-batch"];
 
 /// Copies PostgreSQL into Apache Iceberg tables: exactly once, seconds behind, every commit a point to read at.
 #[derive(Debug, Parser)]
@@ -85,6 +84,8 @@ pub(crate) enum Verb {
         /// Only this table, with every measure; namespace.table
         table: Option<TableName>,
     },
+    /// List what stands in a table's quarantine and why, the newest first; or apply what can be mapped by now.
+    Quarantine(Quarantine),
     /// Copy tables anew from their source, beside what stands there, and put them in its place.
     Resync(Resync),
     /// Make the rows of an older snapshot current again, by a new one; the tables are held until you choose a way out.
@@ -97,6 +98,10 @@ pub(crate) enum Verb {
     Replay(Replay),
     /// Go on from a rollback's rows with the changes since it; the tables diverge from their source.
     Accept(OfOperation),
+    /// Give a snapshot a name, by which it is read and does not expire; or take the name away.
+    Tag(Tag),
+    /// The same with a name that stays: to take it away needs a reason, and over HTTP the role admin.
+    Protect(Protect),
     /// List the rollbacks of a pipeline.
     Operations(Operations),
     /// Let a pipeline stand still.
@@ -244,6 +249,31 @@ pub(crate) struct Verify {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Quarantine {
+    /// The mirror, as namespace.table.
+    #[arg(value_name = "NAMESPACE.TABLE")]
+    pub(crate) table: TableName,
+    /// At most this many rows, the newest ones.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) limit: u32,
+    /// Show keys, not only their digests.
+    #[arg(long)]
+    pub(crate) show_keys: bool,
+    /// Apply the rows that can be mapped by now and whose keys have not been written since.
+    #[arg(long, requires = "reason", conflicts_with_all = ["limit", "show_keys"])]
+    pub(crate) replay: bool,
+    /// With --replay: the pipeline; may be left out if there is only one.
+    #[arg(long, requires = "replay", value_name = "P")]
+    pub(crate) pipeline: Option<String>,
+    /// With --replay: why; recorded with the request.
+    #[arg(long, requires = "replay", value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// With --replay: do not ask.
+    #[arg(long, requires = "replay")]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Resync {
     /// The pipeline; may be left out if there is only one.
     #[arg(long, value_name = "P")]
@@ -336,6 +366,49 @@ impl std::str::FromStr for PositionRange {
         let position = |text: &str| text.parse().map_err(|_| wrong());
         Self::new(position(after)?, position(up_to)?)
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// namespace.table
+    pub(crate) table: TableName,
+    /// The tag: letters, digits, `.`, `_` and `-`, and slashes between them.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// It may be at another snapshot, and moves.
+    #[arg(long = "move")]
+    pub(crate) moves: bool,
+    /// Take the tag away; its snapshot may expire then.
+    #[arg(long, conflicts_with_all = ["moves", "snapshot", "as_of", "tag", "cut"])]
+    pub(crate) remove: bool,
+    /// Why; recorded in the audit trail.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Protect {
+    /// namespace.table
+    pub(crate) table: TableName,
+    /// The tag is `protected/NAME`.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// Take the tag away; its snapshot may expire then.
+    #[arg(long, conflicts_with_all = ["snapshot", "as_of", "tag", "cut"])]
+    pub(crate) remove: bool,
+    /// Why; recorded in the audit trail.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,9 +5,12 @@
 
 mod api;
 mod audit;
+mod grant;
 mod layers;
 mod maintenance;
+mod oidc;
 mod secret;
+mod tls;
 mod units;
 
 use std::collections::BTreeMap;
@@ -21,13 +24,17 @@ use lakehouse_core::aws::AwsConfig;
 use lakehouse_core::commit::{CONTROL_NAMESPACE, RUNS_TABLE};
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
+use lakehouse_core::quarantine::QuarantineLimit;
 use lakehouse_core::schema::{PartitionBy, lake_name};
 use serde::Serialize;
 use std::time::Duration;
 
-pub(crate) use self::api::{ApiConfig, Role, Scope, TokenConfig};
+pub(crate) use self::api::{ApiConfig, TokenConfig};
 pub(crate) use self::audit::AuditConfig;
+pub(crate) use self::grant::{Grant, Role, Scope};
 pub(crate) use self::maintenance::{MaintenanceConfig, Owner, Owners, SparkConfig};
+pub(crate) use self::oidc::OidcConfig;
+pub(crate) use self::tls::TlsConfig;
 use crate::failure::Failure;
 use crate::nearest::nearest;
 use crate::source::Source;
@@ -238,6 +245,10 @@ struct ItemsConfig {
     on_gap: Option<GapPolicy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mismatch: Option<MismatchPolicy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantine_rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantine_percent: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ttl_deletes: Option<Expiry>,
     /// Items that columns are inferred from, where they are.
@@ -514,6 +525,7 @@ impl TableConfig {
             columns: declared.collect(),
             mismatch: self.mismatches(),
             default_mismatch: self.items.mismatch.map(Mismatch::from).unwrap_or_default(),
+            quarantine_limit: self.items.quarantine_limit(),
             column_names: self.column_names(table)?,
             on_gap: self.items.on_gap.map(OnGap::from),
             copy: self.items.copy.map(CopyRoad::from),
@@ -546,6 +558,16 @@ impl TableConfig {
             names.extend(config.name.clone().map(|name| (column.clone(), name)));
         }
         Ok(names)
+    }
+}
+
+impl ItemsConfig {
+    fn quarantine_limit(&self) -> QuarantineLimit {
+        let default = QuarantineLimit::default();
+        QuarantineLimit {
+            rows: self.quarantine_rows.unwrap_or(default.rows),
+            percent: self.quarantine_percent.unwrap_or(default.percent),
+        }
     }
 }
 
@@ -748,6 +770,8 @@ fn items(source: &DynamodbConfig, section: &Section<'_>) -> Result<ItemsConfig, 
     let copy = section.word("copy", &COPYING)?;
     let on_gap = section.word("on_gap", &GAP_POLICIES)?;
     let mismatch = section.word("mismatch", &MISMATCHES)?;
+    let quarantine_rows = section.number_within("quarantine_rows", 1, 1_000_000_000)?;
+    let quarantine_percent = section.number_within("quarantine_percent", 1, 100)?;
     let ttl_deletes = section.word("ttl_deletes", &[("keep", Expiry::Keep), ("delete", Expiry::Delete)])?;
     let infer = section.boolean("infer")?.unwrap_or(false);
     let infer_items = section.number_within("infer_items", 1, 1_000_000)?.unwrap_or(10_000);
@@ -758,7 +782,7 @@ fn items(source: &DynamodbConfig, section: &Section<'_>) -> Result<ItemsConfig, 
         return Err(section.invalid(key, "exports have nowhere to go", remedy));
     }
     let infer_items = infer.then(|| u32::try_from(infer_items).unwrap_or(u32::MAX));
-    Ok(ItemsConfig { copy, on_gap, mismatch, ttl_deletes, infer_items })
+    Ok(ItemsConfig { copy, on_gap, mismatch, quarantine_rows, quarantine_percent, ttl_deletes, infer_items })
 }
 
 fn column(source: &SourceConfig, table: &Section<'_>, entry: Entry<'_>) -> Result<ColumnConfig, Failure> {

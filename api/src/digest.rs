@@ -6,12 +6,13 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     hexadecimal(Sha256::new_with_prefix(bytes))
 }
 
-/// Of several texts: each with its length before it, so that what stands in one never counts for another.
-pub(crate) fn sha256_of_parts(parts: &[&str]) -> String {
+/// Of several parts: each with its length before it, so that what stands in one never counts for another.
+pub(crate) fn sha256_of_parts(parts: &[impl AsRef<[u8]>]) -> String {
     let mut digest = Sha256::new();
     for part in parts {
+        let part = part.as_ref();
         digest.update((part.len() as u64).to_le_bytes());
-        digest.update(part.as_bytes());
+        digest.update(part);
     }
     hexadecimal(digest)
 }

@@ -10,9 +10,7 @@ use chrono::{DateTime, Utc};
 use iceberg::spec::SnapshotRef;
 use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::properties::{self, TableState};
-use lakehouse_core::commit::{
-    ControlState, GiveWay, Maintainer, is_control, named_snapshots, recorded_cuts, runs_table,
-};
+use lakehouse_core::commit::{ControlState, GiveWay, Maintainer, is_control, recorded_cuts, references, runs_table};
 use lakehouse_core::foreign::is_ours;
 use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL, TABLES_AT_ONCE};
 use lakehouse_core::live::LiveFiles;
@@ -89,13 +87,21 @@ impl Lake {
 
     /// All tables but the control tables.
     pub(crate) async fn tables(&self, namespace: Option<&str>) -> Result<Vec<LoadedTable>, Failure> {
+        self.loaded(&self.names(namespace).await?).await
+    }
+
+    /// The names of all tables but the control tables.
+    pub(crate) async fn names(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Failure> {
+        let mut names = self.catalog.list(namespace).await?;
+        names.retain(|name| !is_control(name));
+        Ok(names)
+    }
+
+    /// Those of these tables that are there: one may have gone since somebody has listed it.
+    pub(crate) async fn loaded(&self, names: &[TableName]) -> Result<Vec<LoadedTable>, Failure> {
         let mut tables = Vec::new();
-        for name in self.catalog.list(namespace).await? {
-            if is_control(&name) {
-                continue;
-            }
-            // One that went meanwhile is not there.
-            tables.extend(self.catalog.load(&name, None).await?);
+        for name in names {
+            tables.extend(self.catalog.load(name, None).await?);
         }
         Ok(tables)
     }
@@ -126,13 +132,18 @@ impl Lake {
         })
     }
 
-    /// Rows in a table's quarantine; `None` if it has none.
-    pub(crate) async fn quarantined(&self, table: &LoadedTable) -> Result<Option<u64>, Failure> {
-        if kind(table) != Kind::Mirror {
+    /// A mirror's quarantine; `None` if it has none.
+    pub(crate) async fn quarantine(&self, mirror: &LoadedTable) -> Result<Option<LoadedTable>, Failure> {
+        if kind(mirror) != Kind::Mirror {
             return Ok(None);
         }
-        let quarantine = self.catalog.load(&table.name.quarantine(), None).await?;
-        match quarantine.filter(|quarantine| kind(quarantine) == Kind::Quarantine) {
+        let quarantine = self.catalog.load(&mirror.name.quarantine(), None).await?;
+        Ok(quarantine.filter(|quarantine| kind(quarantine) == Kind::Quarantine))
+    }
+
+    /// Rows in a table's quarantine; `None` if it has none.
+    pub(crate) async fn quarantined(&self, table: &LoadedTable) -> Result<Option<u64>, Failure> {
+        match self.quarantine(table).await? {
             Some(quarantine) => Ok(self.rows(&quarantine).await),
             None => Ok(None),
         }
@@ -276,31 +287,34 @@ pub(crate) fn as_of(table: &LoadedTable, time: DateTime<Utc>) -> Result<Chosen, 
 /// # Errors
 /// `TAG_UNKNOWN`, with the nearest name.
 pub(crate) fn by_tag(table: &LoadedTable, tag: &str) -> Result<Chosen, Failure> {
-    let mut names: Vec<(String, i64)> = Vec::new();
-    for (id, known) in named_snapshots(table) {
-        names.extend(known.into_iter().map(|name| (name, id)));
+    match references(table).get(tag) {
+        Some(found) => by_id(table, found.snapshot_id),
+        None => Err(unknown_tag(table, tag)),
     }
-    if let Some((_, id)) = names.iter().find(|(name, _)| name == tag) {
-        return by_id(table, *id);
-    }
-    let remedy = match nearest(tag, names.iter().map(|(name, _)| name.as_str())) {
+}
+
+pub(crate) fn unknown_tag(table: &LoadedTable, tag: &str) -> Failure {
+    let remedy = match nearest(tag, references(table).keys().map(String::as_str)) {
         Some(near) => format!("the nearest one is {near}; `lakehouse snapshots {}` lists all", table.name),
         None => format!("list its snapshots with `lakehouse snapshots {}`", table.name),
     };
-    Err(Failure::failed("TAG_UNKNOWN", table.name.to_string(), format!("the table has no tag {tag:?}"), remedy))
+    Failure::failed("TAG_UNKNOWN", table.name.to_string(), format!("the table has no tag {tag:?}"), remedy)
 }
 
 /// The snapshot that the newest cut at or before `position` names, by the control table of the table's pipeline.
 ///
 /// # Errors
-/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_EXPIRED` if the cut's snapshot is not kept any more.
+/// `CUT_UNKNOWN`, with the nearest cuts; `SNAPSHOT_EXPIRED` if the cut or its snapshot is not kept any more.
 pub(crate) fn by_cut(table: &LoadedTable, control: &LoadedTable, position: Position) -> Result<Chosen, Failure> {
     let cuts = recorded_cuts(control);
     let name = table.name.to_string();
     let Some(cut) = cuts.iter().rev().find(|cut| cut.position <= position) else {
         let first: Vec<String> = cuts.iter().take(NEAREST).map(|cut| cut.position.to_string()).collect();
         let message = format!("no cut is kept from {position} or before");
-        return Err(Failure::failed("CUT_UNKNOWN", name, message, nearest_ones(&first)));
+        let oldest = control.metadata.snapshots().min_by_key(|snapshot| snapshot.sequence_number());
+        let whole = oldest.is_none_or(|oldest| oldest.parent_snapshot_id().is_none());
+        let code = if whole { "CUT_UNKNOWN" } else { "SNAPSHOT_EXPIRED" };
+        return Err(Failure::failed(code, name, message, nearest_ones(&first)));
     };
     let Some(id) = cut.tables.get(&name).and_then(|id| id.parse().ok()) else {
         let with: Vec<String> = cuts

@@ -12,6 +12,7 @@ mod failure;
 mod http;
 mod lake;
 mod logs;
+mod loopback;
 mod nearest;
 mod operate;
 mod progress;

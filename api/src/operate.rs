@@ -6,9 +6,11 @@
 mod control;
 pub(crate) mod operations;
 pub(crate) mod pause;
+pub(crate) mod quarantine;
 pub(crate) mod release;
 pub(crate) mod resync;
 pub(crate) mod rollback;
+pub(crate) mod tags;
 
 pub(crate) use control::heads;
 

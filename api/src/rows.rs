@@ -1,12 +1,14 @@
 //! Rows of a table at one snapshot, for the verb and for HTTP: which columns are read, which rows are shown, and in what
-//! format. Streamed from the reading room file by file; no more than a batch is in memory.
+//! format. Streamed from the reading room file by file; no more than a batch is in memory, and of rows in an order the first.
 
 mod cells;
 mod changes;
 mod filter;
+mod order;
 mod output;
 
 use std::io::Write;
+use std::ops::ControlFlow;
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef as ArrowSchemaRef;
@@ -18,27 +20,32 @@ use crate::nearest::nearest;
 pub(crate) use changes::ChangesOutput;
 use filter::{Condition, Filter};
 pub(crate) use filter::{FilterTree, Where};
+use order::Order;
+pub(crate) use order::{By, ORDERED_ROWS};
 pub(crate) use output::Output;
 
 /// What is read of each file, and what is shown of it.
 pub(crate) struct Reading {
-    /// The columns that are shown, in their order, then those that only the filter needs.
+    /// The columns that are shown, in their order, then those that only the filter and the order need.
     columns: Projection,
     filter: Option<Filter>,
+    /// Of the rows; without one they come as they stand in the files.
+    order: Option<Order>,
     /// Of the columns that are shown.
     pub(crate) schema: ArrowSchemaRef,
 }
 
 impl Reading {
-    /// The columns `select` of `table`, or all; the rows for which `filter` is true, or all.
+    /// The columns `select` of `table`, or all; the rows for which `filter` is true, or all; in the order `by`, or in none.
     ///
     /// # Errors
-    /// `COLUMN_UNKNOWN`, `FILTER_INVALID`.
+    /// `COLUMN_UNKNOWN`, `FILTER_INVALID`, `ORDER_INVALID`.
     pub(crate) fn new(
         table: &TableName,
         reader: &TableReader,
         select: &[String],
         filter: Option<&Where>,
+        by: &[By],
     ) -> Result<Self, Failure> {
         let fields = reader.schema.as_struct().fields();
         let id = |name: &str| {
@@ -56,7 +63,8 @@ impl Reading {
         };
         let schema = Projection::of(&reader.schema, &ids)?.arrow;
         let filter = filter.map(|filter| Condition::new(filter, &all.arrow)).transpose()?;
-        for name in filter.iter().flat_map(Condition::columns) {
+        let ordering = by.iter().map(|by| by.column.as_str());
+        for name in filter.iter().flat_map(Condition::columns).chain(ordering) {
             let needed = id(name)?;
             if !ids.contains(&needed) {
                 ids.push(needed);
@@ -64,17 +72,36 @@ impl Reading {
         }
         let columns = Projection::of(&reader.schema, &ids)?;
         let filter = filter.map(|condition| condition.bind(&columns.arrow)).transpose()?;
-        Ok(Self { columns, filter, schema })
+        let order = if by.is_empty() { None } else { Some(Order::new(by, &columns.arrow)?) };
+        Ok(Self { columns, filter, order, schema })
+    }
+
+    /// Gives `take` the rows that pass the filter, file by file, until it wants no more.
+    fn scan(
+        &self,
+        reader: &TableReader,
+        watch: &dyn Fn() -> Result<(), Failure>,
+        take: &mut dyn FnMut(RecordBatch) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        for path in reader.files() {
+            for batch in reader.read(path, &self.columns)? {
+                watch()?;
+                let batch = match &self.filter {
+                    Some(filter) => filter.apply(&batch?)?,
+                    None => batch?,
+                };
+                if take(batch)?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is shown of a batch.
-    fn shown(&self, batch: RecordBatch) -> Result<RecordBatch, Failure> {
-        let batch = match &self.filter {
-            Some(filter) => filter.apply(&batch)?,
-            None => batch,
-        };
+    fn shown(&self, batch: &RecordBatch) -> RecordBatch {
         let shown: Vec<usize> = (0..self.schema.fields().len()).collect();
-        Ok(batch.project(&shown).expect("what is shown is read first"))
+        batch.project(&shown).expect("what is shown is read first")
     }
 }
 
@@ -88,21 +115,24 @@ pub(crate) fn write<W: Write>(
     watch: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<u64, Failure> {
     let limit = limit.unwrap_or(u64::MAX);
+    if limit == 0 {
+        return Ok(0);
+    }
     let mut written = 0;
-    for path in reader.files() {
-        if written == limit {
-            break;
-        }
-        for batch in reader.read(path, &reading.columns)? {
-            watch()?;
-            let batch = reading.shown(batch?)?;
+    let Some(order) = &reading.order else {
+        reading.scan(reader, watch, &mut |batch| {
             let rows = usize::try_from(limit - written).unwrap_or(usize::MAX).min(batch.num_rows());
-            output.write(&batch.slice(0, rows))?;
+            output.write(&reading.shown(&batch).slice(0, rows))?;
             written += rows as u64;
-            if written == limit {
-                break;
-            }
-        }
+            Ok(if written == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        return Ok(written);
+    };
+    let mut first = order.first(limit)?;
+    reading.scan(reader, watch, &mut |batch| first.add(&batch).map(ControlFlow::Continue))?;
+    if let Some(rows) = first.rows() {
+        output.write(&reading.shown(&rows))?;
+        written += rows.num_rows() as u64;
     }
     Ok(written)
 }

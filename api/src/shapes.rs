@@ -4,11 +4,15 @@
 
 #![expect(dead_code, reason = "only their schemas are wanted")]
 
+mod upkeep;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
+
+pub(crate) use upkeep::{ForeignRewrite, Measures, Step, TableRun, Told};
 
 // lakehouse_core::position::Position
 pub(crate) struct Position;
@@ -53,43 +57,12 @@ pub(crate) struct RolledTable {
     position: Position,
 }
 
-// maintenance::health::TableHealth
-/// Measures of a table; all of them are left out where it cannot be measured.
-#[derive(ToSchema)]
-pub(crate) struct Measures {
-    /// Of 100.
-    score: Option<f64>,
-    data_files: Option<u64>,
-    small_files: Option<u64>,
-    delete_files: Option<u64>,
-    equality_delete_files: Option<u64>,
-    /// The most delete files that one data file has.
-    most_deletes_per_file: Option<u64>,
-    /// Delete files that no live data file has.
-    dangling_deletes: Option<u64>,
-    rows: Option<u64>,
-    deleted_rows: Option<u64>,
-    bytes: Option<u64>,
-    manifests: Option<u64>,
-    manifest_bytes: Option<u64>,
-    snapshots: Option<u64>,
-    metadata_bytes: Option<u64>,
-    /// What a full pass of compaction would read.
-    debt_bytes: Option<u64>,
-    /// Since files were last replaced.
-    compaction_age_seconds: Option<u64>,
-    /// How far back the table can be read as of any time.
-    time_travel_seconds: Option<u64>,
-    /// How far back the configuration wants it.
-    promised_time_travel_seconds: Option<u64>,
-    time_travel_kept: Option<bool>,
-}
-
 /// Rows of a table, in one document.
 #[derive(ToSchema)]
 pub(crate) struct Rows {
     /// As `namespace.table`.
     table: String,
+    consistency: Consistency,
     /// The state that the rows are of; null for a table without commits.
     snapshot_id: Option<String>,
     /// RFC 3339.
@@ -100,6 +73,14 @@ pub(crate) struct Rows {
     columns: Vec<String>,
     /// Values by the names of their columns.
     rows: Vec<BTreeMap<String, Value>>,
+}
+
+/// Whether the rows agree with those of the pipeline's other tables at the same cut, or are this table's alone.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+enum Consistency {
+    Cut,
+    PerTable,
 }
 
 /// The cut that the rows are of.
@@ -165,12 +146,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use lakehouse_core::commit;
-    use maintenance::health::TableHealth;
 
     use super::*;
 
     /// As the schema says which keys there are.
-    fn check<T: PartialSchema>(shown: &impl serde::Serialize) {
+    pub(super) fn check<T: PartialSchema>(shown: &impl serde::Serialize) {
         let schema = serde_json::to_value(T::schema()).unwrap();
         let keys = |object: &Value| object.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(keys(&schema["properties"]), keys(&serde_json::to_value(shown).unwrap()));
@@ -178,7 +158,6 @@ mod tests {
 
     #[test]
     fn a_shape_has_the_keys_of_what_it_stands_for() {
-        check::<Measures>(&TableHealth::default());
         check::<RolledTable>(&commit::RolledTable {
             source: "public.t".to_owned(),
             head: "2".to_owned(),

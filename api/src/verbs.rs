@@ -10,6 +10,7 @@ mod maintain;
 mod openapi;
 mod operations;
 mod pause;
+mod quarantine;
 mod release;
 mod resync;
 mod rollback;
@@ -17,6 +18,7 @@ mod rows;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 pub(crate) mod tables;
+mod tag;
 mod validate;
 mod verify;
 mod version;
@@ -106,12 +108,15 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Verify(arguments) => verify::run(&context, &arguments).await,
         Verb::Fsck { tables } => fsck::run(&context, &tables).await,
         Verb::Health { table } => health::run(&context, table.as_ref()).await,
+        Verb::Quarantine(arguments) => quarantine::run(&context, &arguments).await,
         Verb::Resync(arguments) => resync::run(&context, &arguments).await,
         Verb::Rollback(arguments) => rollback::run(&context, &arguments).await,
         Verb::Undo(arguments) => release::undo(&context, &arguments, "undo").await,
         Verb::Abort(arguments) => release::undo(&context, &arguments, "abort").await,
         Verb::Replay(arguments) => release::replay(&context, &arguments).await,
         Verb::Accept(arguments) => release::accept(&context, &arguments).await,
+        Verb::Tag(arguments) => tag::tag(&context, &arguments).await,
+        Verb::Protect(arguments) => tag::protect(&context, &arguments).await,
         Verb::Operations(arguments) => operations::run(&context, &arguments).await,
         Verb::Pause(arguments) => pause::pause(&context, &arguments).await,
         Verb::Resume(arguments) => pause::resume(&context, &arguments).await,

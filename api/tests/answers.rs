@@ -77,6 +77,23 @@ async fn tables_and_snapshots_are_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_a_quarantine_has_nothing_in_it() {
+    let installation = lake::installation().await;
+    let nothing = json!({"table": "app.orders", "quarantine": null, "rows": 0, "quarantined": []});
+    assert_eq!(installation.ask(&["quarantine", "app.orders"]), nothing);
+    assert_eq!(installation.run(&["quarantine", "app.orders"]).text(), "app.orders has no quarantine\n");
+    for other in ["app.orders_history", "app.order"] {
+        assert_eq!(installation.json(&["quarantine", other]).error(), (1, "TABLE_UNKNOWN".to_owned()), "{other}");
+    }
+    for wrong in [&["--limit", "0"][..], &["--replay"], &["--yes"]] {
+        let answer = installation.json(&[&["quarantine", "app.orders"], wrong].concat());
+        assert_eq!(answer.error(), (2, "USAGE".to_owned()), "{wrong:?}");
+    }
+    let replay = installation.json(&["quarantine", "app.orders", "--replay", "--reason", "test", "--yes"]);
+    assert_eq!(replay.error(), (1, "TABLE_UNKNOWN".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_come_as_of_any_point_that_is_kept() {
     let installation = lake::installation().await;
     assert_eq!(ids(&installation, &[]), [1, 2, 4, 5]);

@@ -6,12 +6,13 @@
 //! `LAKEHOUSE_SEED` the seed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::live::books::Books;
-use crate::live::{PIPELINE, Site, stop, until};
+use crate::live::{DEADLINE, PIPELINE, Site, stop, until};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use aws_sdk_dynamodb::types::{
@@ -130,6 +131,91 @@ async fn a_worker_that_wakes_up_behind_its_successor_writes_no_cut_and_no_table(
     let story = Story { endpoint: service.endpoint(), client: load.client.clone(), simulator: Some(&service) };
     story.check_history(&site, &mut books, Some(before), load.changes).await;
     assert_equal(&site).await;
+    stop(worker).await;
+}
+
+/// What a person sees of items that cannot be mapped: how many, which ones and why; and that their table stops at too many.
+#[tokio::test(flavor = "multi_thread")]
+async fn items_that_cannot_be_mapped_are_counted_and_listed_and_too_many_stop_their_table() {
+    let service = DynamoDb::start_now(Habits::default(), 0);
+    service.create_table(TABLE, &[("user_id", dynamodb::KeyType::S)]);
+    service.enable_stream(TABLE, View::NewAndOldImages, 1);
+    let put = |user: &str, level: Value| service.put(TABLE, &json!({"user_id": {"S": user}, "level": level}));
+    put("mappable", json!({"N": "1"}));
+    let site = site(&service.endpoint());
+    // The file ends with the table's section.
+    let config = fs::read_to_string(site.lakehouse.config()).expect("the configuration");
+    let configure = |mismatch: &str| {
+        site.lakehouse.configure(&format!("{config}mismatch = \"{mismatch}\"\nquarantine_rows = 2\n"));
+    };
+    configure("quarantine");
+    let worker = site.start();
+    site.caught_up().await;
+    let table = async || {
+        let answer = site.lakehouse.ask(&["status"]).await;
+        answer["pipelines"][0]["tables"][0].clone()
+    };
+    let standing = |table: &Value| ["state", "code", "rows", "quarantined"].map(|key| table[key].clone());
+    assert_eq!(standing(&table().await), [json!("streaming"), Value::Null, json!(1), json!(0)]);
+
+    put("first-user", json!({"S": "one"}));
+    put("second-user", json!({"BOOL": true}));
+    site.caught_up().await;
+    assert_eq!(standing(&table().await), [json!("streaming"), Value::Null, json!(1), json!(2)]);
+    let text = site.lakehouse.run(&["status"]).await.stdout;
+    assert!(text.contains("app.profiles: rows in app.profiles_quarantine: 2"), "{text}");
+
+    let listed = site.lakehouse.ask(&["quarantine", MIRROR]).await;
+    assert_eq!(
+        [&listed["table"], &listed["quarantine"], &listed["rows"]],
+        [&json!(MIRROR), &json!("app.profiles_quarantine"), &json!(2)]
+    );
+    let rows = listed["quarantined"].as_array().expect("rows");
+    let sent: Vec<Place> = service.records(TABLE).into_iter().map(|record| (record.shard, record.sequence)).collect();
+    let [first, second] = &sent[sent.len() - 2..] else { panic!("two records: {sent:?}") };
+    for (row, place, found) in [(&rows[0], second, "BOOL"), (&rows[1], first, "S")] {
+        assert_eq!([&row["operation"], &row["column"], &row["code"]], ["insert", "level", "VALUE_MISMATCH"], "{row}");
+        assert_eq!([&row["lane"], &row["offset"]], [&place.0, &place.1], "{row}");
+        assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(&format!("type {found} "))), "{row}");
+        assert!(row["position"].as_str().is_some_and(|position| position.contains('/')), "{row}");
+        assert!(row["committed_at"].as_str().is_some_and(|time| time.ends_with('Z')), "{row}");
+        assert!(row["key"].as_str().is_some_and(|key| key.len() == 32), "{row}");
+    }
+    assert_eq!(rows.len(), 2);
+    assert!(!listed.to_string().contains("-user"), "keys are not asked for: {listed}");
+    let newest = site.lakehouse.ask(&["quarantine", MIRROR, "--show-keys", "--limit", "1"]).await;
+    let keys: Vec<&Value> = newest["quarantined"].as_array().expect("rows").iter().map(|row| &row["key"]).collect();
+    assert_eq!((keys, &newest["rows"]), (vec![&json!(r#"{"user_id":"second-user"}"#)], &json!(2)));
+    let text = site.lakehouse.run(&["quarantine", MIRROR]).await.stdout;
+    assert!(text.ends_with("2 of 2 rows in app.profiles_quarantine\n") && !text.contains("-user"), "{text}");
+
+    // Another policy takes them: a replay brings them, and leaves them in the quarantine.
+    stop(worker).await;
+    configure("rest");
+    let (code, refused) = site.lakehouse.json(&["quarantine", MIRROR, "--replay", "--reason", "test"]).await;
+    assert_eq!((code, &refused["code"]), (Some(2), &json!("NOT_CONFIRMED")), "{refused}");
+    let asked = site.lakehouse.ask(&["quarantine", MIRROR, "--replay", "--reason", "test", "--yes"]).await;
+    assert_eq!([&asked["requested"], &asked["rows"]], [&json!(true), &json!(2)]);
+    let worker = site.start();
+    site.caught_up().await;
+    assert_eq!(standing(&table().await), [json!("streaming"), Value::Null, json!(3), json!(2)]);
+    assert_equal(&site).await;
+    stop(worker).await;
+    configure("quarantine");
+    let worker = site.start();
+
+    put("third-user", json!({"S": "one too many"}));
+    let stopped = async {
+        loop {
+            let table = table().await;
+            if !table["code"].is_null() {
+                return table;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let stopped = tokio::time::timeout(DEADLINE, stopped).await.expect("the table stops");
+    assert_eq!(standing(&stopped), [json!("quarantined"), json!("QUARANTINE_LIMIT"), json!(3), json!(2)]);
     stop(worker).await;
 }
 

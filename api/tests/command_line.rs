@@ -34,12 +34,15 @@ fn help_lists_the_verbs_of_this_release_and_no_other() {
         "verify",
         "fsck",
         "health",
+        "quarantine",
         "resync",
         "rollback",
         "undo",
         "abort",
         "replay",
         "accept",
+        "tag",
+        "protect",
         "operations",
         "pause",
         "resume",
@@ -69,7 +72,7 @@ fn version_and_completions_need_no_configuration() {
 #[test]
 fn a_verb_of_a_later_release_says_so() {
     let installation = Installation::new(CONFIG);
-    for verb in ["adopt", "tag", "protect", "doctor", "healthcheck"] {
+    for verb in ["adopt", "doctor", "healthcheck"] {
         assert_eq!(installation.json(&[verb]).error(), (2, "NOT_YET".to_owned()), "{verb}");
     }
 }
@@ -137,7 +140,7 @@ fn a_wrong_configuration_is_refused_before_anything_starts() {
         ("[pipelines.App.postgres]".to_owned(), "CONFIG_NAME", "a-z"),
         ("[catalog".to_owned(), "CONFIG_SYNTAX", "line 1"),
         (String::new(), "CONFIG_NO_PIPELINE", "[pipelines.NAME]"),
-        (format!("[api.tls]\n{CONFIG}"), "NOT_YET", "proxy"),
+        (format!("[api.tls]\n{CONFIG}"), "CONFIG_MISSING_KEY", "certificate"),
         ("[pipelines.app.dynamodb]\nregion = \"x\"".to_owned(), "CONFIG_MISSING_KEY", "tables"),
         (format!("[catalog]\nkind = \"s3-tables\"\n{CONFIG}"), "CONFIG_MISSING_KEY", "table_bucket"),
     ] {

@@ -4,10 +4,12 @@
 use std::fs::{self, File};
 use std::time::{Duration, SystemTime};
 
+use crate::http::{Service, entries, problem, text, tokens};
 use crate::live::books::Books;
 use crate::live::{Live, Site, stop, until};
 use crate::support::{Installation, lake};
 use serde_json::{Value, json};
+use testkit::http::Exchange;
 use testkit::postgres::{Cluster, Options};
 
 /// Two small files are merged.
@@ -198,4 +200,83 @@ async fn a_process_that_maintains_stops_when_told() {
     assert!(told.expect("kill starts").success());
     assert_eq!(role.wait().expect("it ends").code(), Some(0));
     assert_eq!(installation.ask(&["fsck"])["verdict"], "sound");
+}
+
+/// A document with this status.
+fn document(answer: &Exchange, status: u16) -> Value {
+    assert_eq!(answer.status(), status, "{}", text(answer));
+    serde_json::from_slice(&answer.content()).expect("JSON")
+}
+
+/// How long a pass over a small lake may take.
+const PASS: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_is_shown_asked_for_and_looked_at_over_http() {
+    let section = "[audit]\nfile = \"audit.jsonl\"\n\
+                   [maintenance]\nsmall_files = 2\nhourly_tags = \"0s\"\ndaily_tags = \"0s\"\n";
+    let installation = lake::installation_with(&format!("{section}{}", tokens()), &[]).await;
+    let service = Service::start(&installation).await;
+    let operator = [("authorization", "Bearer operator-token")];
+    let (reader, narrow) = ([("authorization", "Bearer reader-token")], [("authorization", "Bearer narrow-token")]);
+    let runs = "/v1/maintenance/runs";
+    assert_eq!(document(&service.send("GET", runs, &reader, "").await, 200), json!({"runs": []}));
+
+    // What would be done is what the command line says, and nothing is done.
+    let orders = r#"{"tables":["app.orders"]}"#;
+    let planned = document(&service.send("POST", "/v1/maintenance", &operator, orders).await, 200);
+    let told = installation.ask(&["maintain", "--dry-run", "--table", "app.orders"]);
+    let plan = &entry(&planned, "app.orders")["plan"];
+    assert_eq!(plan["rewrites"], entry(&told, "app.orders")["plan"]["rewrites"]);
+    assert_eq!(plan["rewrites"].as_array().map(Vec::len), Some(1), "{plan}");
+    assert_eq!(document(&service.send("GET", runs, &reader, "").await, 200), json!({"runs": []}));
+
+    // A pass goes on behind its answer.
+    let wanted = r#"{"tables":["app.orders"],"dry_run":false,"reason":"before the report"}"#;
+    let begun = service.send("POST", "/v1/maintenance", &operator, wanted).await;
+    let id = document(&begun, 202)["id"].as_str().expect("an id").to_owned();
+    let address = format!("{runs}/{id}");
+    assert_eq!(begun.header("location"), Some(address.as_str()));
+    let wait = async {
+        loop {
+            let pass = document(&service.send("GET", &address, &operator, "").await, 200);
+            match pass["state"].as_str() {
+                Some("running") => tokio::time::sleep(Duration::from_millis(20)).await,
+                _ => return pass,
+            }
+        }
+    };
+    let pass = tokio::time::timeout(PASS, wait).await.expect("an end");
+    let expected = (&json!("done"), &json!("operator"), &json!("before the report"), &Value::Null);
+    assert_eq!((&pass["state"], &pass["by"], &pass["reason"], &pass["code"]), expected, "{pass}");
+    let snapshot = &entry(&pass, "app.orders")["outcome"]["rewrites"][0]["snapshot_id"];
+    assert!(snapshot.is_string() && pass["ended_at"].is_string(), "{pass}");
+    // Who may not see all of it sees nothing of it.
+    assert_eq!(problem(&service.send("GET", &address, &narrow, "").await), (404, "RUN_UNKNOWN".to_owned()));
+
+    let history = document(&service.send("GET", runs, &reader, "").await, 200);
+    let step = &history["runs"][0];
+    let expected = (&json!("app.orders"), &json!("compaction"), &json!("landed"), snapshot);
+    assert_eq!((&step["table"], &step["operation"], &step["result"], &step["snapshot_id"]), expected, "{history}");
+    let rows = installation.ask(&["rows", RUNS]);
+    assert_eq!(step["started_at"].as_str().map(str::len), Some(24), "{history}");
+    assert_eq!(history["runs"].as_array().map(Vec::len), rows["rows"].as_array().map(Vec::len), "{rows}");
+    assert_eq!(document(&service.send("GET", runs, &narrow, "").await, 200), json!({"runs": []}));
+    let of_others = format!("{runs}?table=app.orders");
+    assert_eq!(problem(&service.send("GET", &of_others, &narrow, "").await), (403, "FORBIDDEN".to_owned()));
+    let none = document(&service.send("GET", &format!("{runs}?table=app.orders_history"), &reader, "").await, 200);
+    assert_eq!(none, json!({"runs": []}));
+    for limit in ["0", "1001", "x"] {
+        let answer = service.send("GET", &format!("{runs}?limit={limit}"), &reader, "").await;
+        assert_eq!(problem(&answer), (400, "REQUEST_INVALID".to_owned()), "{limit}");
+    }
+
+    let (entries, all) = entries(&installation);
+    let told: Vec<_> = entries
+        .iter()
+        .map(|entry| ["kind", "action", "subject"].map(|key| entry[key].as_str().unwrap_or("-")))
+        .collect();
+    assert!(told.contains(&["intent", "maintain", id.as_str()]), "{all}");
+    let outcome = entries.iter().find(|entry| entry["kind"] == "outcome").expect("an outcome");
+    assert_eq!(outcome["detail"], json!({"failed": [], "code": null}), "{all}");
 }

@@ -45,6 +45,15 @@ pub(crate) fn check_answer(method: &str, target: &str, answer: &Exchange) {
     }
 }
 
+/// All that the document knows, with method and path.
+pub(crate) fn operations() -> impl Iterator<Item = (String, String, &'static Value)> {
+    let paths = DOCUMENT["paths"].as_object().expect("addresses").iter();
+    paths.flat_map(|(path, item)| {
+        let operations = item.as_object().expect("operations").iter();
+        operations.map(move |(method, operation)| (method.to_uppercase(), path.clone(), operation))
+    })
+}
+
 /// The first lines that differ.
 fn first_difference(old: &str, new: &str) -> String {
     let number = old.lines().zip(new.lines()).take_while(|(old, new)| old == new).count();

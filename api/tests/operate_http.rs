@@ -358,6 +358,26 @@ async fn a_plan_is_confirmed_on_what_it_has_shown_or_not_at_all() {
     let rows = scene.rows().await;
     assert_eq!(rows.len(), 100, "the deleted rows are there");
     assert!(rows.contains(&(1, 1)) && rows.contains(&(65, 0)), "and what came before them");
+    let pipeline = scene.get("/v1/pipelines/app").await;
+    let tables = pipeline["tables"].as_array().expect("tables");
+    let since: Vec<_> = tables.iter().map(|table| (&table["table"], table["diverged_since"].is_string())).collect();
+    assert_eq!(since, [(&json!("app.beside"), false), (&json!("app.t"), true)], "{pipeline}");
+
+    // One more, and the list in pages: what happens to an operation between two of them moves none.
+    let plan = scene.plan(&target).await;
+    let second = scene.rolled_back(&plan, "another-key").await;
+    let page = scene.get("/v1/operations?page_size=1").await;
+    assert_eq!(
+        (page["operations"].as_array().map(Vec::len), &page["operations"][0]["id"]),
+        (Some(1), &operation["id"])
+    );
+    let undo = format!("/v1/operations/{}/undo", second["id"].as_str().expect("an id"));
+    let (status, undone) = scene.post("operator", &undo, json!({"reason": "test"})).await;
+    assert_eq!(status, 202, "{undone}");
+    let token = page["next_page_token"].as_str().expect("a token");
+    let rest = scene.get(&format!("/v1/operations?page_size=1&page_token={token}")).await;
+    assert_eq!((&rest["operations"][0]["id"], &rest["next_page_token"]), (&second["id"], &Value::Null), "{rest}");
+    scene.streaming().await;
     stop(worker).await;
 }
 

@@ -50,6 +50,20 @@ impl Scene {
         last["snapshot_id"].as_str().expect("a snapshot").to_owned()
     }
 
+    /// Since where `t` is not as its source, as `status` says.
+    async fn diverged_since(&self) -> Value {
+        let answer = self.ask(&["status"]).await;
+        let tables = answer["pipelines"][0]["tables"].as_array().expect("tables");
+        tables.iter().find(|table| table["table"] == "app.t").expect("a table")["diverged_since"].clone()
+    }
+
+    /// Tags of `t`.
+    async fn tags(&self) -> Vec<Value> {
+        let answer = self.ask(&["snapshots", "app.t"]).await;
+        let snapshots = answer["snapshots"].as_array().expect("snapshots");
+        snapshots.iter().flat_map(|one| one["tags"].as_array().expect("tags").clone()).collect()
+    }
+
     async fn rolled_back(&self, snapshot: &str) -> String {
         let done = self.ask(&["rollback", "app.t", "--snapshot", snapshot, "--yes", "--reason=test"]).await;
         assert_eq!(done["stage"], "rolled_back", "{done}");
@@ -109,13 +123,16 @@ async fn every_way_out_of_a_rollback_ends_where_it_should() {
     let (mut scene, mut worker) = Scene::begin().await;
     // Undo: the rows before, and what came since.
     let held = hold(&mut scene, 0).await;
+    assert_eq!(scene.tags().await.len(), 2, "where it was, and where it went");
     scene.ask(&["undo", &held.operation, "--yes", "--reason=test"]).await;
     scene.released().await;
     scene.live.site.assert_equal().await;
+    assert_eq!((scene.tags().await, scene.diverged_since().await), (Vec::new(), Value::Null));
 
     // Without the transaction that was wrong: its rows are there, and all else is as at the source.
     scene.live.transaction("INSERT INTO t SELECT n, 7 FROM generate_series(600, 700) n").await;
     scene.live.site.caught_up().await;
+    let clean = scene.head("app.t").await;
     let held = hold(&mut scene, 1).await;
     let without = format!("--without={}", held.wrong);
     scene.ask(&["replay", &held.operation, &without, "--yes", "--reason=test"]).await;
@@ -126,24 +143,40 @@ async fn every_way_out_of_a_rollback_ends_where_it_should() {
     assert_eq!(verified.1["tables"][0]["differing"], 0, "{}", verified.1);
     let kept = scene.rows("app.t").await;
     assert!((600..=700).all(|id| kept.contains(&Scene::row(id, 7))), "the rows that were deleted by mistake");
-    // A resync is the way back to the source.
+    assert!(scene.tags().await.is_empty() && scene.diverged_since().await.is_string());
+    // What diverges goes on doing so through another rollback that is undone.
+    let held = hold(&mut scene, 2).await;
+    scene.ask(&["undo", &held.operation, "--yes", "--reason=test"]).await;
+    scene.released().await;
+    assert!(scene.tags().await.is_empty() && scene.diverged_since().await.is_string());
+    // All changes since a state from before it are a way back to the source.
+    let operation = scene.rolled_back(&clean).await;
+    scene.ask(&["replay", &operation, "--yes", "--reason=test"]).await;
+    scene.released().await;
+    scene.live.site.assert_equal().await;
+    assert_eq!((scene.tags().await, scene.diverged_since().await), (Vec::new(), Value::Null));
+    // So is a resync, also of a table that is held: nothing of the operation is left.
+    hold(&mut scene, 3).await;
     scene.ask(&["resync", "app.t", "--yes", "--reason=test"]).await;
     scene.released().await;
     scene.live.site.assert_equal().await;
+    assert_eq!((scene.tags().await, scene.diverged_since().await), (Vec::new(), Value::Null));
 
     // Accept: the target's rows and what came since the rollback, nothing of what was between.
-    let held = hold(&mut scene, 2).await;
+    let held = hold(&mut scene, 4).await;
     scene.ask(&["accept", &held.operation, "--yes", "--reason=test"]).await;
     scene.released().await;
     let now = scene.rows("app.t").await;
     let came: Vec<&String> = now.difference(&held.before).collect();
     assert_eq!(came.len(), 2, "one new row, and one updated: {came:?}");
-    assert!(now.contains(&Scene::row(20_002, 2)) && !now.contains(&Scene::row(10_002, 1)));
+    assert!(now.contains(&Scene::row(20_004, 2)) && !now.contains(&Scene::row(10_004, 1)));
+    assert!(scene.tags().await.is_empty() && scene.diverged_since().await.is_string());
 
     // It diverges; a resync is the way back.
     scene.ask(&["resync", "app.t", "--yes", "--reason=test"]).await;
     scene.released().await;
     scene.live.site.assert_equal().await;
+    assert_eq!(scene.diverged_since().await, Value::Null);
     assert!(worker.is_running(), "{}", worker.stderr());
     stop(worker).await;
 }
@@ -227,11 +260,15 @@ async fn what_cannot_be_rolled_back_is_refused_before_anything_changes() {
     assert_eq!(scene.head("app.t").await, now);
     assert_eq!(scene.live.site.table_status("public.t").await, ("streaming".to_owned(), None));
 
-    // A second rollback of a table that is held waits for the first one's end.
+    // A second rollback in the pipeline waits for the first one's end, of the table that is held and of any other.
     let operation = scene.rolled_back(&head).await;
-    let (code, answer) =
-        scene.live.site.lakehouse.json(&["rollback", "app.t", "--snapshot", &now, "--yes", "--reason=test"]).await;
-    assert_eq!((code, &answer["code"]), (Some(3), &"ROLLBACK_OPEN".into()), "{answer}");
+    let beside = scene.head("app.beside").await;
+    for (table, snapshot) in [("app.t", &now), ("app.beside", &beside)] {
+        let rollback = ["rollback", table, "--snapshot", snapshot, "--yes", "--reason=test"];
+        let (code, answer) = scene.live.site.lakehouse.json(&rollback).await;
+        assert_eq!((code, &answer["code"]), (Some(3), &"ROLLBACK_OPEN".into()), "{table}: {answer}");
+    }
+    assert_eq!(scene.head("app.beside").await, beside);
     scene.ask(&["undo", &operation, "--yes", "--reason=test"]).await;
     scene.released().await;
     let (_, answer) = scene.live.site.lakehouse.json(&["replay", &operation, "--yes", "--reason=test"]).await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lakehouse_core::aws::AwsConfig;
+use lakehouse_core::quarantine::QuarantineLimit;
 use lakehouse_core::schema::PartitionBy;
 
 use crate::items::Mismatch;
@@ -158,6 +159,8 @@ pub struct TableOptions {
     /// What to do with values that are not of their column's type, by attribute; and where no attribute says.
     pub mismatch: BTreeMap<String, Mismatch>,
     pub default_mismatch: Mismatch,
+    /// What the quarantine takes, where values send items there.
+    pub quarantine_limit: QuarantineLimit,
     /// Other names in the lake, by attribute.
     pub column_names: BTreeMap<String, String>,
     pub on_gap: Option<OnGap>,

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use arrow_schema::DataType;
 use lakehouse_core::change::{Operation, Quarantined};
 use lakehouse_core::error::Problem;
+use lakehouse_core::quarantine::QuarantineLimit;
 use lakehouse_core::schema::{Column, Key, PartitionBy, TableName, TableSchema};
 
 use crate::names::column_names;
@@ -84,6 +85,8 @@ pub struct ItemTable {
     pub history: bool,
     /// Whether old images come with updates.
     pub old_images: bool,
+    /// What its quarantine takes, where a column's policy says so.
+    pub quarantine_limit: QuarantineLimit,
 }
 
 /// How items of a table become rows.
@@ -162,7 +165,10 @@ impl ItemTable {
             partition: self.partition.clone(),
             history: self.history,
             many_lanes: true,
-            quarantine: columns.iter().any(|column| column.mismatch == Mismatch::Quarantine),
+            quarantine: columns
+                .iter()
+                .any(|column| column.mismatch == Mismatch::Quarantine)
+                .then_some(self.quarantine_limit),
         }
     }
 

@@ -19,6 +19,7 @@ mod mismatches;
 mod names;
 pub mod number;
 mod reader;
+mod replay;
 mod replicate;
 mod stream;
 mod table;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use lakehouse_core::commit::Control;
 use lakehouse_core::copy::CopyObserver;
-use lakehouse_core::error::Problem;
+use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::{Environment, Lakehouse, UnfinishedCopy};
 use lakehouse_core::lanes::{Lanes, TableLanes};
 use lakehouse_core::pipeline::{self, Limits};
@@ -31,6 +31,7 @@ use crate::lease;
 use crate::lineage::Lineage;
 use crate::mismatches::Mismatches;
 use crate::reader::{SURELY_KEPT, lister};
+use crate::replay;
 use crate::stream::{DynamodbStream, Followed};
 use crate::table::SourceTable;
 
@@ -154,6 +155,23 @@ impl<'a> Start<'a> {
         // Each copy may take the number of a boundary for itself.
         let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
         let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
+        let mut replays = BTreeMap::new();
+        // Not beside a copy: what is kept of the streams meanwhile holds what they say, and nothing else.
+        for captured in tables.iter().filter(|_| copies.is_empty()) {
+            let name = &captured.table.name;
+            let Some(lanes) = lakehouse.resume_lanes(name).filter(|_| !gaps.contains_key(name)) else { continue };
+            let own = BTreeMap::from([(name.clone(), Arc::clone(&lanes))]);
+            if kept.as_ref().is_some_and(|kept| !kept.is_said(&own)) {
+                // It may be newer than what the lake holds, and comes first: the next start looks again.
+                continue;
+            }
+            match replay::wanted(&lakehouse, &captured.items, &lanes).await {
+                Err(problem) if problem.reaction == Reaction::HaltTable => {
+                    lakehouse.leave(name, lakehouse.resume_position(), problem.code, problem.message);
+                }
+                wanted => replays.extend(wanted?.map(|replay| (name.clone(), replay))),
+            }
+        }
         let mut follow = |captured: &Captured| {
             let name = &captured.table.name;
             let copied = copies.iter().find(|copy| copy.captured.table.name == *name);
@@ -183,6 +201,7 @@ impl<'a> Start<'a> {
                 bridge,
                 gap,
                 resync: on_gap == OnGap::Resync,
+                replay: replays.remove(name),
             };
             Some((name.clone(), followed))
         };

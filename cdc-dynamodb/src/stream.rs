@@ -28,6 +28,7 @@ use crate::config::Pace;
 use crate::export::ExportedChange;
 use crate::lineage::{Lineage, ListedShard};
 use crate::reader::{Page, ShardReader, Shared, Told, discover, sequence_of};
+use crate::replay::{Replay, ReplayedItem};
 use crate::tips::Tips;
 use crate::value::Item;
 
@@ -52,6 +53,8 @@ pub(crate) struct Followed {
     pub(crate) gap: Option<String>,
     /// A gap calls for a resync.
     pub(crate) resync: bool,
+    /// What goes out before anything that the stream says.
+    pub(crate) replay: Option<Replay>,
 }
 
 struct FollowedTable {
@@ -103,9 +106,11 @@ impl DynamodbStream {
     pub(crate) fn start(clients: Clients, pace: Pace, tables: BTreeMap<String, Followed>, reached: Position) -> Self {
         let (sender, told) = mpsc::channel(PAGES_AHEAD);
         let shared = Shared::new(clients, pace, sender);
+        let mut replays = Vec::new();
         let tables = tables.into_iter().map(|(name, followed)| {
             let name: Arc<str> = name.into();
-            let Followed { stream, lineage, builder, keeps_expired, bridge, gap, resync } = followed;
+            let Followed { stream, lineage, builder, keeps_expired, bridge, gap, resync, replay } = followed;
+            replays.extend(replay.map(|replay| (Arc::clone(&name), replay)));
             let (nudge, readers) = (Arc::new(Notify::new()), JoinSet::new());
             let tips = Tips::resume(lineage.lanes(), pace.eager_listing);
             let told = Arc::new(lineage.lanes().clone());
@@ -137,7 +142,22 @@ impl DynamodbStream {
             Self { shared, told, tables, events, next, durable, pending_since, linger, eager_listing, started, resync };
         let names: Vec<Arc<str>> = stream.tables.keys().cloned().collect();
         names.iter().for_each(|name| stream.follow(name));
+        replays.into_iter().for_each(|(table, replay)| stream.replay(&table, replay));
         stream
+    }
+
+    /// In a boundary of its own. Nothing that the readers tell has been taken yet.
+    fn replay(&mut self, table: &Arc<str>, Replay { lane, items }: Replay) {
+        let Some(followed) = self.tables.get_mut(table) else { return };
+        followed.lineage.begin_lane(&lane);
+        for (number, item) in (1_u64..).zip(items) {
+            if let Err(problem) = followed.append_replayed(&lane, number, item, self.next) {
+                return self.halt(table, problem);
+            }
+        }
+        followed.lineage.end(&lane, self.next);
+        followed.moved = true;
+        self.flush();
     }
 
     /// Lists and reads a table's shards, or first closes its gap.
@@ -400,6 +420,23 @@ impl FollowedTable {
         let origin = Origin { commit, committed_at: written_at, transaction: 0, ordinal };
         let shard = Arc::clone(lane);
         self.builder.append(Change { operation, origin, shard, offset, actor: None, row, old })?;
+        self.lineage.advance(lane, offset);
+        Ok(())
+    }
+
+    fn append_replayed(
+        &mut self,
+        lane: &Arc<str>,
+        number: u64,
+        replayed: ReplayedItem,
+        boundary: u64,
+    ) -> Result<(), Problem> {
+        let ReplayedItem { operation, committed_at, item: row } = replayed;
+        let ordinal = i32::try_from(self.builder.len()).expect("a replay is bounded");
+        let origin = Origin { commit: Position::new(boundary), committed_at, transaction: 0, ordinal };
+        let offset: LaneOffset = number.to_string().parse().expect("a number is an offset");
+        let shard = Arc::clone(lane);
+        self.builder.append(Change { operation, origin, shard, offset, actor: None, row, old: None })?;
         self.lineage.advance(lane, offset);
         Ok(())
     }

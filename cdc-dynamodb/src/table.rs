@@ -171,6 +171,7 @@ impl SourceTable {
             partition: options.partition.clone(),
             history: options.history.unwrap_or(source.history),
             old_images: self.view == Some(StreamView::NewAndOldImages),
+            quarantine_limit: options.quarantine_limit,
         };
         table.schema()
     }

@@ -92,7 +92,7 @@ pub async fn verify(
     let found: Vec<Found> = comparisons.try_collect().await?;
     let reached = found.iter().map(|found| found.position).max().unwrap_or(Position::START);
     let verdict = |(table, found): (&Verified<'_>, Found)| TableVerdict {
-        quarantined: table.items.table().quarantine.then_some(found.quarantined),
+        quarantined: table.items.table().quarantine.map(|_| found.quarantined),
         ..TableVerdict::new(table.items.table().mirror.to_string(), found.comparison)
     };
     let verdicts = tables.iter().zip(found).map(verdict).collect();

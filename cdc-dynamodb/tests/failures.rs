@@ -344,6 +344,26 @@ async fn a_shard_whose_parent_nobody_has_seen_is_a_gap() {
     running.stop().await;
 }
 
+/// TRIM_HORIZON would begin behind what is trimmed, without a word: a child is opened at its first number.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_whose_first_records_are_trimmed_is_a_gap_and_not_read_behind_them() {
+    for trim in [TrimAnswer::WhereLost, TrimAnswer::EveryTrimmedNumber] {
+        let (service, lake) = stopped().await;
+        service.habits(|habits| habits.trim = trim);
+        let children: Vec<String> = service.open_shards(TABLE).iter().map(|shard| service.roll(TABLE, shard)).collect();
+        for number in 0..20 {
+            service.put(TABLE, &item(&format!("unread-{number}"), "1"));
+        }
+        children.iter().for_each(|child| service.trim_shard(TABLE, child, 3));
+        let mut running = lake.start();
+        let left = lake.left(&mut running, TABLE).await;
+        assert_eq!(left.code, "GAP", "{left:?}");
+        assert!(children.iter().any(|child| left.reason.contains(child)), "{left:?}");
+        running.stop().await;
+        assert_eq!(lake.ids(TABLE).await.len(), 2, "something was written across the gap");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_iterators_are_replaced_where_they_were_and_nothing_comes_twice() {
     let (service, lake) = stopped().await;
@@ -458,7 +478,8 @@ async fn positions_that_cannot_be_read_are_never_guessed() {
     let mirror = TableName::new(PIPELINE, TABLE);
     let control = TableName::new(CONTROL_NAMESPACE, PIPELINE);
     type Change = fn(&mut Value);
-    let changes: [(&TableName, &str, Change); 6] = [
+    let history = mirror.history();
+    let changes: [(&TableName, &str, Change); 7] = [
         (&mirror, "PROPERTY_DAMAGED", |metadata| metadata["properties"]["cdc.lanes"] = json!("{")),
         (&mirror, "PROPERTY_DAMAGED", |metadata| {
             let lanes = metadata["properties"]["cdc.lanes"].as_str().expect("lanes");
@@ -466,6 +487,7 @@ async fn positions_that_cannot_be_read_are_never_guessed() {
         }),
         (&mirror, "PROPERTY_DAMAGED", |metadata| metadata["properties"]["cdc.position"] = json!("somewhere")),
         (&mirror, "NEWER_FORMAT", |metadata| metadata["properties"]["cdc.format"] = json!("99")),
+        (&history, "NEWER_FORMAT", |metadata| metadata["properties"]["cdc.format"] = json!("99")),
         (&control, "PROPERTY_DAMAGED", |metadata| metadata["properties"]["cdc.cut"] = json!("{}")),
         (&control, "NEWER_FORMAT", |metadata| metadata["properties"]["cdc.format"] = json!("99")),
     ];

@@ -2,7 +2,7 @@
 //! anything goes without them, each once, whatever is interrupted where.
 
 use crate::support;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,10 +17,11 @@ use cdc_dynamodb::items::Mismatch;
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::Control;
-use lakehouse_core::commit::properties::{CopyProgress, TableState};
-use lakehouse_core::error::Problem;
+use lakehouse_core::commit::properties::{CopyProgress, FORMAT, FORMAT_VERSION, TableState};
+use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::fsck::{Verdict, fsck};
 use lakehouse_core::planted::{Bug, Planted};
+use lakehouse_core::quarantine::QUARANTINE_LIMIT;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::Storage;
 use lakehouse_core::verify::{TableVerdict, VerifyOptions};
@@ -496,14 +497,289 @@ async fn a_resync_takes_the_place_of_what_an_earlier_copy_has_quarantined_and_ke
     let expected = [("copy", r#"{"id":"a"}"#), ("copy", r#"{"id":"c"}"#), ("update", r#"{"id":"a"}"#)]
         .map(|(operation, key)| (operation.to_owned(), key.to_owned()));
     assert_eq!(operations, expected);
-    let back = async || (lake.cut().await.is_some_and(|cut| cut.left.is_empty()), String::new());
-    lake.until("the table is in the cut again", &mut running, back).await;
+    back_in_the_cut(&lake, &mut running).await;
     good(&service, "a", 5);
     has(&lake, &mut running, &[("a", 5), ("b", 2)]).await;
     let verdict = verified(&lake).await;
     assert_eq!((verdict.verdict, verdict.quarantined), ("equal", Some(1)));
     running.stop().await;
     sound(&lake).await;
+}
+
+/// Runs a worker that must end by itself.
+async fn problem(lake: &Lake) -> Problem {
+    let ended = tokio::time::timeout(support::DEADLINE, lake.start().task).await.expect("it ends");
+    ended.expect("no panic").expect_err("it ends with a problem")
+}
+
+/// Waits until the table is in the cut again.
+async fn back_in_the_cut(lake: &Lake, running: &mut Running) {
+    let back = async || (lake.cut().await.is_some_and(|cut| cut.left.is_empty()), String::new());
+    lake.until("the table is in the cut again", running, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_quarantine_stops_its_table_before_anything_goes_without_the_row() {
+    let service = service(Habits::default());
+    service.disable_stream(TABLE);
+    good(&service, "a", 1);
+    service.enable_stream(TABLE, View::NewAndOldImages, 1);
+    let mut lake = lake(&service);
+    lake.options(TABLE).quarantine_limit.rows = 2;
+    let mut running = lake.start();
+    has(&lake, &mut running, &[("a", 1)]).await;
+    bad(&service, "b", "x");
+    bad(&service, "c", "y");
+    let two = [image("b", "x"), image("c", "y")];
+    quarantined(&lake, &mut running, &two).await;
+    each_record_stands_once(&lake, &service, &mut running).await;
+
+    bad(&service, "a", "z");
+    let mut left = None;
+    let leaves = async || {
+        left = lake.cut().await.and_then(|cut| cut.left.get(TABLE).cloned());
+        (left.is_some(), String::new())
+    };
+    lake.until("the table leaves the cut", &mut running, leaves).await;
+    let left = left.expect("it was waited for");
+    assert_eq!(left.code, QUARANTINE_LIMIT, "{left:?}");
+    assert!(left.reason.contains("limit is 2"), "{left:?}");
+    quarantined(&lake, &mut running, &two).await;
+    has(&lake, &mut running, &[("a", 1)]).await;
+    assert_eq!(lake.history(TABLE, "id").await.len(), 2, "the history has the change that the quarantine has not");
+    running.stop().await;
+    sound(&lake).await;
+
+    // With room for them a resync takes all of them; what an open shard still holds would come again.
+    service.roll(TABLE, &service.open_shards(TABLE)[0].clone());
+    lake.options(TABLE).quarantine_limit.rows = 5;
+    request_resync(&lake).await;
+    let mut running = lake.start();
+    has(&lake, &mut running, &[]).await;
+    let copied = [image("a", "z"), image("b", "x"), image("c", "y")];
+    quarantined(&lake, &mut running, &[&two[..], &copied].concat()).await;
+    back_in_the_cut(&lake, &mut running).await;
+    good(&service, "a", 2);
+    has(&lake, &mut running, &[("a", 2)]).await;
+    let verdict = verified(&lake).await;
+    assert_eq!((verdict.verdict, verdict.quarantined), ("equal", Some(2)));
+    running.stop().await;
+    sound(&lake).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_with_more_such_items_than_the_limit_stops_before_it_commits_them() {
+    let service = service(Habits::default());
+    service.disable_stream(TABLE);
+    let (good, bad) = mixed(&service);
+    service.enable_stream(TABLE, View::NewAndOldImages, 1);
+    let mut lake = lake(&service);
+    lake.options(TABLE).quarantine_limit.rows = 3;
+    let stopped = problem(&lake).await;
+    assert_eq!((stopped.code, stopped.reaction), (QUARANTINE_LIMIT, Reaction::Halt), "{stopped:?}");
+    assert_eq!((kept(&lake).await, rows(&lake).await), (Vec::new(), BTreeMap::new()));
+
+    lake.options(TABLE).quarantine_limit.rows = 4;
+    let mut running = lake.start();
+    has(&lake, &mut running, &good.iter().map(|(id, n)| (id.as_str(), *n)).collect::<Vec<_>>()).await;
+    quarantined(&lake, &mut running, &bad).await;
+    running.stop().await;
+    sound(&lake).await;
+}
+
+/// What `lakehouse quarantine --replay` does, while no worker runs.
+async fn request_replay(lake: &Lake, id: &str) {
+    let control = Control::open(Arc::new(lake.catalog()), Storage::local(), PIPELINE).await;
+    let asked = control.expect("a control table").request_replay(TABLE, id, "test").await;
+    assert_eq!(asked.expect("asked for"), id);
+}
+
+/// Waits until a cut says that it has been done.
+async fn replayed(lake: &Lake, running: &mut Running, id: &str) {
+    let lane = format!("replay/{id}");
+    let done = async || {
+        let lanes = lake.cut().await.and_then(|cut| cut.lanes.of(TABLE).cloned());
+        (lanes.as_ref().is_some_and(|lanes| lanes.lanes.contains_key(&lane)), format!("{lanes:?}"))
+    };
+    lake.until(&format!("the replay {id} is done"), running, done).await;
+}
+
+/// What the history has of a replay: operation and key.
+async fn of_replay(lake: &Lake, id: &str) -> Vec<(String, String)> {
+    let lane = format!("replay/{id}");
+    let changes = lake.history(TABLE, "id").await.into_iter().filter(|change| change.lane == lane);
+    let mut changes: Vec<_> = changes.map(|change| (change.key, change.operation)).collect();
+    changes.sort();
+    changes
+}
+
+/// The mirror's rows, whether they have their number or not: `n` and `_rest`.
+async fn whole_rows(lake: &Lake) -> BTreeMap<String, (Option<i64>, Option<String>)> {
+    let mut rows = BTreeMap::new();
+    for batch in lake.batches(TABLE).await {
+        let column = |name: &str| batch.column_by_name(name).unwrap_or_else(|| panic!("no {name}")).clone();
+        let (ids, n, rest) = (column("id"), column("n"), column("_rest"));
+        let (ids, n, rest) = (ids.as_string::<i32>(), n.as_primitive::<Int64Type>(), rest.as_string::<i32>());
+        for row in 0..batch.num_rows() {
+            let value = (n.is_valid(row).then(|| n.value(row)), rest.is_valid(row).then(|| rest.value(row).to_owned()));
+            assert!(rows.insert(ids.value(row).to_owned(), value).is_none(), "a key stands twice");
+        }
+    }
+    rows
+}
+
+/// Waits for rows as [`whole_rows`] has them: keys with a number, or with the text that stands in its place.
+async fn has_whole(lake: &Lake, running: &mut Running, wanted: &[(&str, Result<i64, &str>)]) {
+    let row = |(id, n): &(&str, Result<i64, &str>)| {
+        let rest = n.err().map(|text| format!(r#"{{"n":"{text}","v":true}}"#));
+        ((*id).to_owned(), (n.ok(), rest))
+    };
+    let wanted: BTreeMap<_, _> = wanted.iter().map(row).collect();
+    let standing = async || {
+        let found = whole_rows(lake).await;
+        (found == wanted, format!("{found:?}"))
+    };
+    lake.until(&format!("the mirror has {wanted:?}"), running, standing).await;
+}
+
+/// With the source, and with the history folded to the newest cut.
+async fn equal_both_ways(lake: &Lake) {
+    assert_eq!(verified(lake).await.verdict, "equal");
+    let cut = lake.cut().await.expect("a cut").position;
+    let options = VerifyOptions { cut: Some(cut), ..VerifyOptions::default() };
+    let report = cdc_dynamodb::verify(&lake.source, lake.environment(), options).await.expect("a verdict");
+    assert_eq!(report.verdict, "equal", "against the history");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_applies_what_can_be_mapped_by_now_and_nothing_whose_key_was_written_since() {
+    let service = service(Habits::default());
+    service.disable_stream(TABLE);
+    good(&service, "a", 1);
+    bad(&service, "copied", "c");
+    bad(&service, "rewritten", "r");
+    service.enable_stream(TABLE, View::NewAndOldImages, 1);
+    let mut lake = lake(&service);
+    let mut running = lake.start();
+    has(&lake, &mut running, &[("a", 1)]).await;
+    bad(&service, "a", "x");
+    bad(&service, "b", "older");
+    bad(&service, "b", "newer");
+    bad(&service, "c", "z");
+    bad(&service, "gone", "g");
+    good(&service, "rewritten", 5);
+    good(&service, "c", 7);
+    service.delete(TABLE, &json!({"id": {"S": "gone"}}));
+    each_record_stands_once(&lake, &service, &mut running).await;
+    has(&lake, &mut running, &[("c", 7), ("rewritten", 5)]).await;
+    let rows_kept = kept(&lake).await;
+    running.stop().await;
+
+    // Nothing fits better than it did.
+    request_replay(&lake, "one").await;
+    let mut running = lake.start();
+    replayed(&lake, &mut running, "one").await;
+    assert!(of_replay(&lake, "one").await.is_empty());
+    has(&lake, &mut running, &[("c", 7), ("rewritten", 5)]).await;
+    running.stop().await;
+
+    lake.options(TABLE).mismatch.insert("n".to_owned(), Mismatch::Rest);
+    request_replay(&lake, "two").await;
+    let mut running = lake.start();
+    let wanted = [("a", Err("x")), ("b", Err("newer")), ("c", Ok(7)), ("copied", Err("c")), ("rewritten", Ok(5))];
+    has_whole(&lake, &mut running, &wanted).await;
+    replayed(&lake, &mut running, "two").await;
+    let expected = [("a", "update"), ("b", "update"), ("copied", "insert")];
+    let expected = expected.map(|(key, operation)| (key.to_owned(), operation.to_owned()));
+    assert_eq!(of_replay(&lake, "two").await, expected);
+    assert_eq!(kept(&lake).await, rows_kept, "the quarantine keeps its rows");
+    equal_both_ways(&lake).await;
+
+    // What comes later comes behind it, and is not taken back by a request that is done, nor by another one.
+    good(&service, "a", 9);
+    let wanted = [("a", Ok(9)), ("b", Err("newer")), ("c", Ok(7)), ("copied", Err("c")), ("rewritten", Ok(5))];
+    has_whole(&lake, &mut running, &wanted).await;
+    running.stop().await;
+    let mut running = lake.start();
+    service.delete(TABLE, &json!({"id": {"S": "copied"}}));
+    let wanted = [("a", Ok(9)), ("b", Err("newer")), ("c", Ok(7)), ("rewritten", Ok(5))];
+    has_whole(&lake, &mut running, &wanted).await;
+    running.stop().await;
+    request_replay(&lake, "three").await;
+    let mut running = lake.start();
+    replayed(&lake, &mut running, "three").await;
+    assert!(of_replay(&lake, "three").await.is_empty());
+    has_whole(&lake, &mut running, &wanted).await;
+    assert_eq!(of_replay(&lake, "two").await, expected, "once");
+    equal_both_ways(&lake).await;
+    running.stop().await;
+    sound(&lake).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_dies_at_any_commit_is_applied_once() {
+    for table in ["profiles_history", "profiles"] {
+        for after in [false, true] {
+            let service = service(Habits::default());
+            service.disable_stream(TABLE);
+            good(&service, "a", 1);
+            good(&service, "b", 1);
+            service.enable_stream(TABLE, View::NewAndOldImages, 1);
+            let mut lake = lake(&service);
+            let mut running = lake.start();
+            has(&lake, &mut running, &[("a", 1), ("b", 1)]).await;
+            bad(&service, "a", "x");
+            bad(&service, "b", "y");
+            each_record_stands_once(&lake, &service, &mut running).await;
+            has(&lake, &mut running, &[]).await;
+            running.stop().await;
+
+            lake.options(TABLE).mismatch.insert("n".to_owned(), Mismatch::Rest);
+            request_replay(&lake, "one").await;
+            run_and_die(&mut lake, table, 0, after).await;
+            // Asked once more, it is the same one: it may have landed in part.
+            let control = Control::open(Arc::new(lake.catalog()), Storage::local(), PIPELINE).await;
+            let asked = control.expect("a control table").request_replay(TABLE, "two", "test").await;
+            assert_eq!(asked.expect("asked for"), "one");
+            good(&service, "b", 2);
+            let mut running = lake.start();
+            has_whole(&lake, &mut running, &[("a", Err("x")), ("b", Ok(2))]).await;
+            replayed(&lake, &mut running, "one").await;
+            let both = ["a", "b"].map(|key| (key.to_owned(), "update".to_owned()));
+            assert_eq!(of_replay(&lake, "one").await, both, "{table}, after: {after}");
+            equal_both_ways(&lake).await;
+            running.stop().await;
+            sound(&lake).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_that_a_newer_release_has_written_is_not_touched() {
+    let service = service(Habits::default());
+    good(&service, "a", 1);
+    let lake = lake(&service);
+    let mut running = lake.start();
+    has(&lake, &mut running, &[("a", 1)]).await;
+    running.stop().await;
+    let quarantine = TableName::new(PIPELINE, TABLE).quarantine();
+    let table = lake.catalog().load(&quarantine, None).await.expect("readable").expect("it is there");
+    let updates = HashMap::from([(FORMAT.to_owned(), (FORMAT_VERSION + 1).to_string())]);
+    lake.catalog().commit(&table, vec![TableUpdate::SetProperties { updates }]).await.expect("a commit");
+    let standing = async || {
+        let mut pointers = Vec::new();
+        for name in TABLES {
+            let table = lake.catalog().load(&TableName::new(PIPELINE, name), None).await.expect("readable");
+            pointers.push(table.expect("it is there").metadata_location);
+        }
+        pointers
+    };
+    let before = standing().await;
+    bad(&service, "a", "x");
+    let stopped = problem(&lake).await;
+    assert_eq!((stopped.code, stopped.reaction), ("NEWER_FORMAT", Reaction::Halt), "{stopped:?}");
+    assert_eq!(stopped.subject, quarantine.to_string());
+    assert_eq!(standing().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -84,7 +84,7 @@ impl SourceTable {
         };
         Ok(TableSchema {
             many_lanes: false,
-            quarantine: false,
+            quarantine: None,
             source: self.full_name(),
             mirror: TableName::new(&source.namespace, self.lake_name()),
             columns,

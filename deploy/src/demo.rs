@@ -2,11 +2,12 @@
 //! reads the lake now and in the past, and the verdict.
 //!
 //! Here is what happens and what is told. Each part is a module: the source (`database`), what happens in it
-//! (`workload`), the app's own data in DynamoDB (`app_data`), where tables are (`catalog`), the product (`service`), other engines (`duckdb`, `pyiceberg`), and the
+//! (`workload`), the app's own data in DynamoDB (`app_data`), where tables are (`catalog`), the product (`service`), other engines (`duckdb`, `pyiceberg`), the way back behind a mistake (`bad_release`), and the
 //! looks (`screen`). The demo uses nothing that its reader cannot use: the binary, its configuration, SQL, a few lines of
 //! Python.
 
 mod app_data;
+mod bad_release;
 mod catalog;
 mod database;
 mod duckdb;
@@ -38,7 +39,7 @@ use service::{Lakehouse, Service, Snapshot, Status};
 use workload::{Shop, Tally, Workload};
 
 /// Of the story; servers of a catalog are one more, and staying up is.
-const STEPS: usize = 10;
+const STEPS: usize = 11;
 const DEFAULT_ROWS: u64 = 1_000_000;
 const FEWEST_ROWS: u64 = 1_000;
 /// The live part.
@@ -285,6 +286,8 @@ impl Demo {
         let mut verdict = Verdict { differences: Vec::new() };
         self.travel(&client, &lakehouse, &readers, &shop, &then, &mut verdict).await?;
         self.join(&client, &lakehouse, &readers.duckdb, app, &then, &mut verdict).await?;
+        let scene = bad_release::Scene { client: &client, lakehouse: &lakehouse, duckdb: &readers.duckdb, shop: &shop };
+        self.back_from_a_bad_release(&scene, options.once, &mut verdict).await?;
         self.verify(&lakehouse, &mut verdict).await?;
         self.verdict = Some(verdict);
         if options.once {

@@ -208,3 +208,17 @@ fn every_verb_on_a_page_exists() {
         }
     }
 }
+
+#[test]
+fn every_test_on_a_page_exists() {
+    let mut named = 0;
+    for page in pages() {
+        let text = read(&page);
+        for (file, test) in text.split('`').filter_map(|code| code.split_once(".rs::")) {
+            let source = read(&repository().join(format!("{file}.rs")));
+            assert!(source.contains(&format!("fn {test}(")), "{}: {file}.rs::{test}", page.display());
+            named += 1;
+        }
+    }
+    assert!(named > 30, "{named} tests are named");
+}

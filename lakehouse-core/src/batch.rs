@@ -257,7 +257,7 @@ mod tests {
         };
         let schema = TableSchema {
             many_lanes: false,
-            quarantine: false,
+            quarantine: None,
             source: "public.t".into(),
             mirror: TableName::new("ns", "t"),
             columns: vec![column],

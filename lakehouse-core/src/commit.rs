@@ -18,6 +18,7 @@ mod restore;
 pub(crate) mod row_maps;
 mod snapshot;
 mod spill;
+mod traces;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -42,8 +43,8 @@ use crate::storage::Storage;
 use crate::write::NewFile;
 
 pub use control::{
-    Control, ControlState, Cut, DurablePosition, LeftTable, NAMESPACE as CONTROL_NAMESPACE, RESYNC_REQUESTED,
-    RUNS as RUNS_TABLE, is_control, recorded_cuts, recorded_operations, runs_table,
+    Control, ControlState, Cut, DurablePosition, LeftTable, NAMESPACE as CONTROL_NAMESPACE, QuarantineReplay,
+    RESYNC_REQUESTED, RUNS as RUNS_TABLE, is_control, recorded_cuts, recorded_operations, runs_table,
 };
 pub use follow::Followed;
 pub(crate) use follow::is_rewrite;
@@ -54,6 +55,8 @@ pub use journal::{
 };
 pub use replace::{Maintainer, Replaced, ReplacedFile, Rewrite};
 pub use restore::Restored;
+pub use traces::Divergence;
+pub(crate) use traces::{converged, without_rollback, without_tags, without_traces};
 
 use deletes::{DeletedRows, with_deletes};
 use follow::{rewrites_between, translate};

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::change::Quarantined;
 use crate::commit::properties::CopyProgress;
-use crate::commit::{Advance, Committer, Counts, FileChange, OLDEST_FILE, TableCommit};
+use crate::commit::{Advance, Committer, Counts, FileChange, OLDEST_FILE, TableCommit, without_traces};
 use crate::error::Problem;
 use crate::key_hash::hash_keys;
 use crate::key_index::{BulkLoad, Entry, KeyHash, RowAddress};
@@ -295,7 +295,11 @@ impl TableCopy {
             Some(reached) => reached.lanes.of(&self.schema.source).cloned(),
             None => self.noted.clone(),
         };
-        let commit = TableCommit { schema, lanes, ..TableCommit::new(change, advance, counts) };
+        let beside = match &reached {
+            Some(_) => without_traces(&self.mirror.table.loaded)?,
+            None => Vec::new(),
+        };
+        let commit = TableCommit { schema, lanes, beside, ..TableCommit::new(change, advance, counts) };
         self.committer.commit(&mut self.mirror.table, commit).await?;
         self.progress = progress;
         Ok(())

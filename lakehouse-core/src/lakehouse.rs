@@ -19,10 +19,11 @@ use crate::change::ChangeChunk;
 use crate::commit::properties::{self, CopyProgress, TableState};
 use crate::commit::{
     Advance, Committer, Control, Counts, Cut, DurablePosition, FileChange, GiveWay, LakeTable, LeftTable, Maintainer,
-    RESYNC_REQUESTED, TableCommit,
+    QuarantineReplay, RESYNC_REQUESTED, TableCommit,
 };
 use crate::copy::{TableCopy, index_folder};
 use crate::error::{Problem, Reaction};
+use crate::fold::history_begins;
 use crate::foreign::check_foreign;
 use crate::history::History;
 use crate::lanes::TableLanes;
@@ -30,7 +31,7 @@ use crate::mirror::Mirror;
 use crate::owner_watch::OwnerWatch;
 use crate::planted::{Bug, Planted};
 use crate::position::{Boundary, Position};
-use crate::quarantine::Quarantine;
+use crate::quarantine::{KeyColumns, Quarantine, QuarantineLimit, StandingRow, standing};
 use crate::rollback;
 use crate::schema::{TableName, TableSchema};
 use crate::storage::Storage;
@@ -168,8 +169,8 @@ impl Lakehouse {
             let opened = self.open_history(loaded, &schema, &iceberg).await;
             captured.history = self.opened_or_left(&schema.source, opened)?;
         }
-        if schema.quarantine {
-            let opened = self.open_quarantine(&schema).await;
+        if let Some(limit) = schema.quarantine {
+            let opened = self.open_quarantine(&schema, limit).await;
             captured.quarantine = self.opened_or_left(&schema.source, opened)?;
         }
         self.tables.insert(schema.source.clone(), captured);
@@ -200,7 +201,7 @@ impl Lakehouse {
     }
 
     /// Creates it where there is none: only where a column's policy says so.
-    async fn open_quarantine(&mut self, schema: &TableSchema) -> Result<Quarantine, Problem> {
+    async fn open_quarantine(&mut self, schema: &TableSchema, limit: QuarantineLimit) -> Result<Quarantine, Problem> {
         let iceberg = schema.quarantine_schema()?;
         let spec = schema.quarantine_partition_spec(&iceberg)?;
         let loaded = self.load_or_create(&schema.mirror.quarantine(), schema, iceberg.clone(), spec).await?;
@@ -208,7 +209,7 @@ impl Lakehouse {
         check_shape(&loaded, schema, &iceberg)?;
         let Environment { storage, planted, .. } = &self.environment;
         check_foreign(storage, &loaded).await?;
-        Quarantine::open(storage, LakeTable::open(storage, loaded).await?, *planted)
+        Quarantine::open(storage, LakeTable::open(storage, loaded).await?, limit, *planted)
     }
 
     async fn open_mirror(&self, loaded: LoadedTable, schema: &TableSchema, wanted: &Schema) -> Result<Mirror, Problem> {
@@ -289,6 +290,31 @@ impl Lakehouse {
         self.control.look().await
     }
 
+    /// What a person wants applied of a table's quarantine; `None` also where a later copy has made that void. Whether it is
+    /// done is for the table's lanes to say.
+    pub fn replay_requested(&self, source: &str) -> Option<&QuarantineReplay> {
+        let request = self.control.state().replays.get(source)?;
+        let history = self.tables.get(source)?.history.as_ref()?;
+        let begins = history_begins(&history.table.loaded).ok()??;
+        (begins <= request.position).then_some(request)
+    }
+
+    /// Rows of a table's quarantine that nothing has replaced; see [`StandingRow`]. What is in the history from `lane` does
+    /// not count as newer: it is what an interrupted replay has left there.
+    pub async fn standing_in_quarantine(
+        &self,
+        source: &str,
+        lane: &str,
+        key_columns: &KeyColumns<'_>,
+    ) -> Result<Vec<StandingRow>, Problem> {
+        let Some(captured) = self.tables.get(source) else { return Ok(Vec::new()) };
+        let (Environment { catalog, storage, .. }, schema) = (&self.environment, &captured.schema);
+        let quarantine = catalog.load(&schema.mirror.quarantine(), None).await?;
+        let (Some(quarantine), Some(history)) = (quarantine, &captured.history) else { return Ok(Vec::new()) };
+        check_source(&quarantine, &self.committer.source)?;
+        standing(storage, &quarantine, &history.table.loaded, schema, lane, key_columns).await
+    }
+
     pub fn epoch(&self) -> u64 {
         self.committer.epoch
     }
@@ -337,9 +363,9 @@ impl Lakehouse {
             None => self.reopen_mirror(&schema).await?,
         };
         let captured = self.tables.get_mut(source).expect("only a captured table is asked for");
-        let quarantine = match captured.quarantine.take() {
-            None if schema.quarantine => Some(self.open_quarantine(&schema).await?),
-            opened => opened,
+        let quarantine = match (captured.quarantine.take(), schema.quarantine) {
+            (None, Some(limit)) => Some(self.open_quarantine(&schema, limit).await?),
+            (opened, _) => opened,
         };
         match self.left.contains_key(source) {
             true => TableCopy::begin_aside(mirror, quarantine, schema, self.committer.clone()),
@@ -649,7 +675,7 @@ async fn check_sources(
     for schema in schemas {
         let mirror = schema.has_mirror().then(|| schema.mirror.clone());
         let history = (schema.history || !schema.has_mirror()).then(|| schema.mirror.history());
-        let quarantine = schema.quarantine.then(|| schema.mirror.quarantine());
+        let quarantine = schema.quarantine.map(|_| schema.mirror.quarantine());
         for name in mirror.into_iter().chain(history).chain(quarantine) {
             if let Some(loaded) = catalog.load(&name, None).await? {
                 check_source(&loaded, source)?;
@@ -778,7 +804,7 @@ impl CapturedTable {
         };
         // First of all where the row stands that the others go without (Q2).
         if let Some(quarantine) = &mut self.quarantine
-            && let Some(commit) = quarantine.finish(to.position)
+            && let Some(commit) = quarantine.finish(to.position)?
         {
             let commit = TableCommit { lanes: lanes(&quarantine.table), ..commit };
             committer.commit(&mut quarantine.table, commit).await?;

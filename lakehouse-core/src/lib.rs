@@ -17,6 +17,7 @@
 //! | *mirror* | the table with the current state, one row a key |
 //! | *history* | the table with every change after the copy |
 //! | *quarantine* | the table with the rows that could not be mapped, whole |
+//! | *standing row* | a row of a quarantine that nothing has replaced: what a replay of the quarantine applies, where it fits by now |
 //! | *copy* | the first read of a source table |
 //! | *resync* | a copy of a table that has one, which it replaces |
 //! | *spool* | changes that wait on disk until a copy is done |
@@ -31,6 +32,7 @@
 //! | *rollback* | the rows of an older snapshot made current by a new one; the table is then *held* |
 //! | *hold* | a mirror takes no changes, its history goes on |
 //! | *release* | a held mirror catches up from its history: by *undo*, *replay* or *accept* |
+//! | *tag* | a name that a snapshot is read by, and does not expire as long as it has it; a *protected* one stays whatever its age |
 //! | *acknowledge* | tell the source that it may forget |
 //! | *audit trail* | the chain of *entries* that say who has asked for what: an *intent* or a *read*, its *outcome*; who was *refused* |
 //! | *halt* | stop with a code until a person decides |
@@ -64,7 +66,7 @@ pub mod owner_watch;
 pub mod pipeline;
 pub mod planted;
 pub mod position;
-mod quarantine;
+pub mod quarantine;
 pub mod read;
 mod replay;
 pub mod rollback;
@@ -74,5 +76,6 @@ pub mod secret;
 pub mod source;
 pub mod spool;
 pub mod storage;
+pub mod tags;
 pub mod verify;
 pub mod write;

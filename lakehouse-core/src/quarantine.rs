@@ -3,7 +3,11 @@
 //! It is committed before the history and the mirror that go without the row (reliability requirements Q2), so whatever
 //! stands nowhere else stands here. Of a log its rows are skipped by the table's own lanes, as a history's are. A copy has
 //! none: its rows have files of their own, by partition, and those of another attempt go when a new one begins to commit. So
-//! the rows of the last copy stand here once, whatever was interrupted.
+//! the rows of the last copy stand here once, whatever was interrupted. How much it takes is in `quarantine/limit.rs`, which
+//! rows nothing has replaced yet in `quarantine/standing.rs`.
+
+mod limit;
+mod standing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -30,8 +34,13 @@ use crate::schema::{
 use crate::storage::Storage;
 use crate::write::{DataFileWriter, FileSchema, NewFile, Partitioner, data_location};
 
+pub use limit::{QUARANTINE_LIMIT, QuarantineLimit};
+pub(crate) use standing::standing;
+pub use standing::{KeyColumns, StandingRow};
+
 pub(crate) struct Quarantine {
     pub table: LakeTable,
+    limit: QuarantineLimit,
     target: QuarantineTarget,
     added: Vec<NewFile>,
     counts: Counted,
@@ -72,7 +81,12 @@ struct Row<'a> {
 }
 
 impl Quarantine {
-    pub(crate) fn open(storage: &Storage, table: LakeTable, planted: Planted) -> Result<Self, Problem> {
+    pub(crate) fn open(
+        storage: &Storage,
+        table: LakeTable,
+        limit: QuarantineLimit,
+        planted: Planted,
+    ) -> Result<Self, Problem> {
         let metadata = &table.loaded.metadata;
         let target = QuarantineTarget {
             storage: storage.clone(),
@@ -80,7 +94,7 @@ impl Quarantine {
             spec: Arc::clone(metadata.default_partition_spec()),
             metadata: Arc::clone(metadata),
         };
-        Ok(Self { table, target, added: Vec::new(), counts: Counted::default(), planted })
+        Ok(Self { table, limit, target, added: Vec::new(), counts: Counted::default(), planted })
     }
 
     pub(crate) fn target(&self) -> QuarantineTarget {
@@ -112,15 +126,19 @@ impl Quarantine {
     }
 
     /// Closes the batch. `None` if it holds nothing for this table.
-    pub(crate) fn finish(&mut self, to: Position) -> Option<TableCommit> {
+    ///
+    /// # Errors
+    /// `QUARANTINE_LIMIT`: nothing of the batch is committed for this table.
+    pub(crate) fn finish(&mut self, to: Position) -> Result<Option<TableCommit>, Problem> {
         let (added, counted) = (std::mem::take(&mut self.added), std::mem::take(&mut self.counts));
         if added.is_empty() {
-            return None;
+            return Ok(None);
         }
         let Counted { decoded, quarantined } = counted;
+        self.limit.check(self.table.name(), self.table.live.rows(), quarantined, decoded)?;
         warn!(table = %self.table.name(), rows = quarantined, "rows cannot be mapped and stand in the quarantine");
         let counts = Counts { inserted: quarantined, decoded: Some(decoded), ..Counts::default() };
-        Some(TableCommit::new(FileChange { added, ..FileChange::default() }, Advance::Changes { to }, counts))
+        Ok(Some(TableCommit::new(FileChange { added, ..FileChange::default() }, Advance::Changes { to }, counts)))
     }
 
     /// True if a chunk of this copy has come here that its mirror has not: what is read again may be another chunk.
@@ -131,6 +149,9 @@ impl Quarantine {
 
     /// Before a chunk of a copy enters the mirror: `added` are its rows for here, `decoded` all that it was made of. What an
     /// earlier copy has left here goes.
+    ///
+    /// # Errors
+    /// `QUARANTINE_LIMIT`, and those of the commit.
     pub(crate) async fn commit_copy(
         &mut self,
         committer: &Committer,
@@ -145,6 +166,8 @@ impl Quarantine {
             return Ok(());
         }
         let rows = added.iter().map(|new| new.file.record_count()).sum();
+        let gone: u64 = removed.iter().map(|path| self.table.live.data[path].records).sum();
+        self.limit.check(self.table.name(), self.table.live.rows().saturating_sub(gone), rows, decoded)?;
         if rows > 0 {
             warn!(table = %self.table.name(), rows, "copied rows cannot be mapped and stand in the quarantine");
         }

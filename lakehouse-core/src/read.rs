@@ -13,6 +13,7 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
     RowSelector,
 };
+use parquet::file::metadata::RowGroupMetaData;
 use roaring::RoaringBitmap;
 
 use crate::catalog::LoadedTable;
@@ -22,8 +23,9 @@ use crate::schema::arrow_schema;
 use crate::storage::{ReadFailure, Storage, StoredFile};
 use crate::write::{parquet_problem, read_delete_file};
 
-/// Rows of a batch.
+/// Rows of a batch, and about its bytes: of wide rows it has fewer.
 const BATCH_ROWS: usize = 8_192;
+const BATCH_BYTES: u64 = 16 << 20;
 
 /// A table at one snapshot.
 pub struct TableReader {
@@ -132,11 +134,12 @@ impl FileRows {
         let mut read: Vec<usize> = roots.iter().flatten().copied().collect();
         read.sort_unstable();
         let places = roots.iter().map(|root| root.map(|root| read.partition_point(|&other| other < root))).collect();
+        let batch_rows = batch_rows(&metadata, &read);
         let mask = ProjectionMask::roots(metadata.parquet_schema(), read);
         let positions = Positions::new(rows, total);
         let mut builder = ParquetRecordBatchReaderBuilder::<StoredFile>::new_with_metadata(file, metadata)
             .with_projection(mask)
-            .with_batch_size(BATCH_ROWS);
+            .with_batch_size(batch_rows);
         if let Some(selection) = positions.selection(total) {
             builder = builder.with_row_selection(selection);
         }
@@ -187,6 +190,23 @@ impl Iterator for FileRows {
 fn root_with_id(metadata: &ArrowReaderMetadata, id: i32) -> Option<usize> {
     let fields = metadata.parquet_schema().root_schema().get_fields();
     fields.iter().position(|field| field.get_basic_info().has_id() && field.get_basic_info().id() == id)
+}
+
+/// How many rows of these top-level columns to decode at a time, by the widest row group. What a text repeats is stored once
+/// and decoded as often as it stands there.
+fn batch_rows(metadata: &ArrowReaderMetadata, roots: &[usize]) -> usize {
+    let schema = metadata.parquet_schema();
+    let width = |group: &RowGroupMetaData| {
+        let columns = group.columns().iter().enumerate();
+        let read = columns.filter(|(leaf, _)| roots.binary_search(&schema.get_column_root_idx(*leaf)).is_ok());
+        let bytes = read.map(|(_, column)| {
+            let texts = column.unencoded_byte_array_data_bytes().unwrap_or(0);
+            column.uncompressed_size().max(texts).max(0).unsigned_abs()
+        });
+        bytes.sum::<u64>() / group.num_rows().max(1).unsigned_abs()
+    };
+    let widest = metadata.metadata().row_groups().iter().map(width).max().unwrap_or(0);
+    usize::try_from(BATCH_BYTES / widest.max(1)).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS)
 }
 
 /// Positions of the selected rows, handed out in order.

@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use iceberg::TableUpdate;
-use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use tracing::{info, warn};
 
 use crate::catalog::LoadedTable;
@@ -24,6 +22,7 @@ use crate::error::Problem;
 use crate::live::LiveFiles;
 use crate::position::Position;
 use crate::schema::TableName;
+use crate::tags::set_tag;
 
 /// Rounds of one table against others that move it, before the operation waits for its next coordinator.
 const ROUNDS: u32 = 8;
@@ -333,11 +332,7 @@ async fn tag(maintainer: &Maintainer, table: &LoadedTable, tags: &[(String, i64)
         let message = format!("snapshot {gone} has expired");
         return Err(Problem::halt("SNAPSHOT_UNKNOWN", table.name.to_string(), message, "roll back to another one"));
     }
-    let update = |(name, id): &(String, i64)| TableUpdate::SetSnapshotRef {
-        ref_name: name.clone(),
-        reference: SnapshotReference::new(*id, SnapshotRetention::Tag { max_ref_age_ms: None }),
-    };
-    let updates = missing.iter().map(update).collect();
+    let updates = missing.iter().map(|(name, id)| set_tag(name, *id)).collect();
     maintainer.change_metadata(table, updates, |table| missing.iter().all(|tag| is_there(table, tag))).await
 }
 

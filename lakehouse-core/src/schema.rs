@@ -14,6 +14,7 @@ use iceberg::spec::{
 };
 
 use crate::error::Problem;
+use crate::quarantine::QuarantineLimit;
 
 /// The name of an Iceberg table: one level of namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,8 +111,8 @@ pub struct TableSchema {
     pub history: bool,
     /// The source's log has many lanes: the history says which, and where in it.
     pub many_lanes: bool,
-    /// Also keep `<table>_quarantine`: a column's policy sends rows there that cannot be mapped.
-    pub quarantine: bool,
+    /// Also keep `<table>_quarantine`, as far as this: a column's policy sends rows there that cannot be mapped.
+    pub quarantine: Option<QuarantineLimit>,
 }
 
 impl TableSchema {
@@ -573,7 +574,7 @@ mod tests {
     fn table(columns: &[(&str, DataType)]) -> TableSchema {
         TableSchema {
             many_lanes: false,
-            quarantine: false,
+            quarantine: None,
             source: "public.t".into(),
             mirror: TableName::new("ns", "t"),
             columns: columns

@@ -28,6 +28,7 @@ use lakehouse_core::commit::{ControlState, LeftTable};
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::schema::TableName;
+use lakehouse_core::tags::set_tag;
 use serde_json::json;
 
 /// What another engine does to a table.
@@ -245,6 +246,33 @@ fn what_a_commit_was_planned_on_is_asserted() {
                 _ => panic!("{foreign:?}, {ours:?}: {swap:?}"),
             }
         }
+    });
+}
+
+/// Which of two sets or moves a tag is decided by what was looked at, also where the catalog compares nothing by itself.
+#[test]
+fn a_tag_is_set_moved_and_taken_away_on_what_was_looked_at() {
+    block_on(async {
+        let Some(rig) = Rig::start(Kind::Rest, "a_tag_is_set_moved_and_taken_away_on_what_was_looked_at").await else {
+            return;
+        };
+        let name = TableName::new("rest", "tags");
+        let base = prepared(rig.catalog.as_ref(), &name).await;
+        let ids: Vec<i64> = in_order(&base).iter().map(|snapshot| snapshot.snapshot_id()).collect();
+        let theirs = vec![set_tag("new", ids[0]), set_tag("known", ids[2])];
+        rig.clean.commit(&base, theirs).await.expect("an outcome");
+        let gone = TableUpdate::RemoveSnapshotRef { ref_name: "known".to_owned() };
+        for ours in [set_tag("new", ids[1]), set_tag("known", ids[0]), gone.clone()] {
+            let swap = rig.catalog.commit(&base, vec![ours.clone()]).await.expect("an outcome");
+            assert!(matches!(swap, Swap::Rejected), "{ours:?}: {swap:?}");
+        }
+        // Looked at again, all of it may be done.
+        let base = load(rig.clean.as_ref(), &name).await;
+        let swap = rig.catalog.commit(&base, vec![set_tag("new", ids[1]), gone]).await.expect("an outcome");
+        assert!(matches!(swap, Swap::Landed(_)), "{swap:?}");
+        let after = load(rig.clean.as_ref(), &name).await;
+        let at = |tag: &str| after.metadata.snapshot_for_ref(tag).map(|snapshot| snapshot.snapshot_id());
+        assert_eq!((at("new"), at("known")), (Some(ids[1]), None));
     });
 }
 

@@ -13,6 +13,7 @@ use iceberg::TableUpdate;
 use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{properties, references};
+use lakehouse_core::tags::{DAILY, HOURLY, PROTECTED, set_tag};
 use serde::Serialize;
 
 /// How long what is kept.
@@ -45,9 +46,6 @@ pub struct Expiry {
     /// Snapshots that leave, oldest first.
     pub expired: Vec<i64>,
 }
-
-const HOURLY: &str = "hourly/";
-const DAILY: &str = "daily/";
 
 /// A snapshot, as far as its keeping is concerned. Times are milliseconds since 1970.
 #[derive(Clone, Debug)]
@@ -151,10 +149,11 @@ fn new_tags(all: &Snapshots, retention: &Retention, now: i64) -> BTreeMap<String
     tags
 }
 
-/// Tags of ours whose time is over, and others' that say themselves how long they are good for.
+/// Tags of ours whose time is over, and others' that say themselves how long they are good for. A protected one is good for
+/// ever, whoever has given it an age.
 fn old_tags(all: &Snapshots, retention: &Retention, now: i64) -> BTreeSet<String> {
     let is_old = |(name, reference): &(&String, &SnapshotReference)| {
-        if name.as_str() == MAIN_BRANCH {
+        if name.as_str() == MAIN_BRANCH || name.starts_with(PROTECTED) {
             return false;
         }
         let end = match (name.strip_prefix(HOURLY), name.strip_prefix(DAILY)) {
@@ -196,11 +195,8 @@ impl Expiry {
 
     /// As one commit. Statistics of a snapshot that leaves are nobody's, so they leave too.
     pub fn updates(&self, table: &LoadedTable) -> Vec<TableUpdate> {
-        let tag = |(name, &snapshot): (&String, &i64)| TableUpdate::SetSnapshotRef {
-            ref_name: name.clone(),
-            reference: SnapshotReference::new(snapshot, SnapshotRetention::Tag { max_ref_age_ms: None }),
-        };
-        let mut updates: Vec<TableUpdate> = self.tagged.iter().map(tag).collect();
+        let mut updates: Vec<TableUpdate> =
+            self.tagged.iter().map(|(name, snapshot)| set_tag(name, *snapshot)).collect();
         updates.extend(self.untagged.iter().map(|name| TableUpdate::RemoveSnapshotRef { ref_name: name.clone() }));
         if !self.expired.is_empty() {
             let known = |id: &i64| table.metadata.statistics_for_snapshot(*id).is_some();

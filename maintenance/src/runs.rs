@@ -4,25 +4,32 @@
 //! Only ever appended to. It is compacted and expired like every other table; those steps alone leave no row in it, or
 //! keeping it would be a reason to keep it again.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow_array::{
-    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
+    Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
 };
 use iceberg::TableCreation;
 use iceberg::spec::{NestedField, PrimitiveType, Schema, Struct, Type};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{Maintainer, runs_table};
 use lakehouse_core::error::Problem;
+use lakehouse_core::read::{Projection, TableReader};
 use lakehouse_core::storage::Storage;
 use lakehouse_core::write::{DataFileWriter, FileSchema, NewFile, data_location};
 
+use serde::Serialize;
+
 use crate::foreign::ForeignRewrite;
-use crate::run::{Outcome, RewriteOutcome, TablePlan};
+use crate::run::{Outcome, RewriteOutcome, TablePlan, as_text};
 
 /// What is done to a table, as the history names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Operation {
     Compaction,
     Expiry,
@@ -40,12 +47,17 @@ impl Operation {
             Self::Planning => "planning",
         }
     }
+
+    fn named(word: &str) -> Option<Self> {
+        [Self::Compaction, Self::Expiry, Self::Cleaning, Self::Planning].into_iter().find(|one| one.as_str() == word)
+    }
 }
 
 /// One row. What does not apply to an operation is `None`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Step {
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970; as text it is its reader's to write.
+    #[serde(skip)]
     pub started_at: i64,
     pub seconds: Option<f64>,
     pub table: String,
@@ -55,6 +67,7 @@ pub struct Step {
     pub owner: String,
     /// `landed`, `overtaken`, or the code of what went wrong.
     pub result: String,
+    #[serde(serialize_with = "as_text")]
     pub snapshot_id: Option<i64>,
     pub input_files: Option<u64>,
     pub input_bytes: Option<u64>,
@@ -198,6 +211,78 @@ pub async fn record(maintainer: &Maintainer, steps: Vec<Step>) -> Result<(), Pro
     let file = task.await.unwrap_or_else(interrupted)?;
     maintainer.append(&table, vec![file]).await?;
     Ok(())
+}
+
+/// The newest steps of the history, newest first: at most `most`, of the tables that are `wanted`. Reads it whole, a batch
+/// at a time; `check` is asked in between whether anybody still waits. Blocks.
+///
+/// # Errors
+/// `SCHEMA` where somebody has changed its columns; those of the storage and of `check`.
+pub fn newest(
+    history: &TableReader,
+    most: usize,
+    wanted: impl Fn(&str) -> bool,
+    check: impl Fn() -> Result<(), Problem>,
+) -> Result<Vec<Step>, Problem> {
+    let columns = Projection::all(&history.schema)?;
+    let mut found: Vec<Step> = Vec::new();
+    let keep_newest = |found: &mut Vec<Step>| {
+        found.sort_by_key(|step| Reverse(step.started_at));
+        found.truncate(most);
+    };
+    for path in history.files() {
+        let mut rows = history.read(path, &columns)?;
+        while let Some(batch) = rows.next_batch() {
+            check()?;
+            found.extend(steps_of(&batch?.0)?.into_iter().filter(|step| wanted(&step.table)));
+            keep_newest(&mut found);
+        }
+    }
+    Ok(found)
+}
+
+fn steps_of(batch: &RecordBatch) -> Result<Vec<Step>, Problem> {
+    fn lost(name: &str) -> Problem {
+        let remedy = "drop the table; the next run of maintenance makes it anew";
+        Problem::halt("SCHEMA", runs_table().to_string(), format!("its column {name} was changed"), remedy)
+    }
+    let column = |name: &str| batch.column_by_name(name);
+    let text = |name: &str| column(name).and_then(|found| found.as_string_opt::<i32>()).ok_or_else(|| lost(name));
+    let whole = |name: &str| -> Option<&Int64Array> { column(name)?.as_primitive_opt::<Int64Type>() };
+    let started = column("started_at").and_then(|found| found.as_primitive_opt::<TimestampMicrosecondType>());
+    let started = started.ok_or_else(|| lost("started_at"))?;
+    let seconds = column("seconds").and_then(|found| found.as_primitive_opt::<Float64Type>());
+    let [tables, operations, triggers, owners, results] =
+        ["table_name", "operation", "trigger", "owner", "result"].map(text);
+    let (tables, operations, triggers, owners, results) = (tables?, operations?, triggers?, owners?, results?);
+    // What somebody has dropped is not there to be told.
+    let number = |name: &str, row: usize| {
+        let value = whole(name).filter(|numbers| numbers.is_valid(row)).map(|numbers| numbers.value(row));
+        value.and_then(|value| u64::try_from(value).ok())
+    };
+    let step = |row: usize| {
+        Ok(Step {
+            started_at: started.value(row) / 1_000,
+            seconds: seconds.filter(|seconds| seconds.is_valid(row)).map(|seconds| seconds.value(row)),
+            table: tables.value(row).to_owned(),
+            operation: Operation::named(operations.value(row)).ok_or_else(|| lost("operation"))?,
+            trigger: triggers.value(row).to_owned(),
+            owner: owners.value(row).to_owned(),
+            result: results.value(row).to_owned(),
+            snapshot_id: whole("snapshot_id").filter(|ids| ids.is_valid(row)).map(|ids| ids.value(row)),
+            input_files: number("input_files", row),
+            input_bytes: number("input_bytes", row),
+            output_files: number("output_files", row),
+            output_bytes: number("output_bytes", row),
+            rows: number("rows", row),
+            forwarded_deletes: number("forwarded_deletes", row),
+            attempts: number("attempts", row),
+            snapshots: number("snapshots", row),
+            stranded_files: number("stranded_files", row),
+            stranded_bytes: number("stranded_bytes", row),
+        })
+    };
+    (0..batch.num_rows()).map(step).collect()
 }
 
 /// The columns, in the order of the schema.
@@ -359,5 +444,25 @@ mod tests {
         assert_eq!(arrays.len(), COLUMNS.len());
         let batch = RecordBatch::try_new(Arc::clone(&files.arrow), arrays).unwrap();
         assert_eq!(batch.num_rows(), 1);
+    }
+
+    #[test]
+    fn a_step_is_read_back_as_it_was_written() {
+        let files = FileSchema::new(Arc::new(creation().unwrap().schema)).unwrap();
+        let plan = TablePlan { table: "app.t".to_owned(), ..TablePlan::default() };
+        let outcome = Outcome {
+            rewrites: vec![done(Reason::SmallFiles, None), done(Reason::DeletedRows, Some("why"))],
+            expired: Some(false),
+            ..Outcome::default()
+        };
+        let mut steps = Step::of_run(&plan, &outcome, 1_000);
+        steps.push(Step::failed("app.u", &Problem::retry("STORAGE", "u", "gone"), 2_000, 0.5));
+        let batch = RecordBatch::try_new(Arc::clone(&files.arrow), columns(&steps)).unwrap();
+        assert_eq!(steps_of(&batch).unwrap(), steps);
+        let told = serde_json::to_value(&steps[1]).unwrap();
+        assert_eq!((&told["operation"], &told["snapshot_id"]), (&"compaction".into(), &"7".into()), "{told}");
+        let fewer = batch.project(&(0..10).collect::<Vec<_>>()).unwrap();
+        assert_eq!(steps_of(&fewer).unwrap()[1].rows, None, "a column that is gone");
+        assert_eq!(steps_of(&batch.project(&[0, 1]).unwrap()).map_err(|problem| problem.code), Err("SCHEMA"));
     }
 }

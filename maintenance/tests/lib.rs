@@ -6,4 +6,5 @@ mod interleavings;
 mod killed;
 mod public_bugs;
 mod support;
+mod tags;
 mod time_travel;

@@ -5,19 +5,24 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
-use utoipa::ToSchema;
 
+use super::grant::{Grant, Role, grant};
 use super::layers::Section;
-use super::units::Span;
-use super::{CatalogConfig, check_name};
+use super::oidc::{OidcConfig, oidc};
+use super::tls::{TlsConfig, tls};
+use super::units::{Bytes, Span};
+use super::{CatalogConfig, SecretReference, check_name};
 use crate::failure::Failure;
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ApiConfig {
     pub(crate) listen: SocketAddr,
     pub(crate) metrics_listen: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<TlsConfig>,
+    /// Only a proxy that ends TLS can reach the address.
+    pub(crate) behind_proxy: bool,
     /// Whoever can connect is a reader.
     pub(crate) allow_anonymous: bool,
     /// Rows may be read, not only what stands about them.
@@ -26,8 +31,30 @@ pub(crate) struct ApiConfig {
     pub(crate) scan_time: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_rows: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_bytes: Option<Bytes>,
+    /// What tokens of pages are signed with, where several processes serve one lake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) page_key: Option<SecretReference>,
+    pub(crate) auth: AuthConfig,
+}
+
+/// Whose calls are let through.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct AuthConfig {
     /// By the name that logs show.
     pub(crate) tokens: BTreeMap<String, TokenConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) oidc: Option<OidcConfig>,
+}
+
+impl AuthConfig {
+    /// Somebody may do more than look.
+    pub(crate) fn has_operators(&self) -> bool {
+        let tokens = self.tokens.values().map(|token| &token.grant);
+        let granted = self.oidc.iter().flat_map(|oidc| oidc.grants.values());
+        tokens.chain(granted).any(|grant| grant.role > Role::Reader)
+    }
 }
 
 /// What the bearer of a token may do.
@@ -36,104 +63,74 @@ pub(crate) struct TokenConfig {
     /// SHA-256 of the token.
     #[serde(skip)]
     pub(crate) sha256: [u8; 32],
-    pub(crate) role: Role,
-    pub(crate) tables: Scope,
+    #[serde(flatten)]
+    pub(crate) grant: Grant,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub(crate) expires: Option<DateTime<Utc>>,
-}
-
-/// Each may do what those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Role {
-    Reader,
-    Operator,
-    Admin,
-}
-
-const ROLES: [(&str, Role); 3] = [("reader", Role::Reader), ("operator", Role::Operator), ("admin", Role::Admin)];
-
-/// Tables, by patterns `namespace.table` in which either half may be `*`.
-#[derive(Clone, Debug, Serialize)]
-#[serde(transparent)]
-pub(crate) struct Scope(Vec<String>);
-
-impl Scope {
-    pub(crate) fn everything() -> Self {
-        Self(vec!["*.*".to_owned()])
-    }
-
-    /// Every table that a namespace has or will have.
-    pub(crate) fn holds_all_of(&self, namespace: &str) -> bool {
-        let mut patterns = self.0.iter().filter_map(|pattern| pattern.split_once('.'));
-        patterns.any(|(of, name)| name == "*" && (of == "*" || of == namespace))
-    }
-
-    pub(crate) fn holds(&self, table: &TableName) -> bool {
-        let fits = |pattern: &str, name: &str| pattern == "*" || pattern == name;
-        self.0
-            .iter()
-            .filter_map(|pattern| pattern.split_once('.'))
-            .any(|(namespace, name)| fits(namespace, &table.namespace) && fits(name, &table.name))
-    }
 }
 
 pub(super) fn api(section: &Section<'_>, catalog: &CatalogConfig) -> Result<ApiConfig, Failure> {
     let listen: SocketAddr = section.parsed("listen")?.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8_080)));
     let metrics_listen = section.parsed("metrics_listen")?;
+    let tls = if section.has("tls") { Some(tls(&section.section("tls")?)?) } else { None };
+    let behind_proxy = section.boolean("behind_proxy")?.unwrap_or(false);
     let allow_anonymous = section.boolean("allow_anonymous")?.unwrap_or(false);
     // Readers of a table bucket are Lake Formation's to admit, and it is not asked here.
     let rows = section.boolean("rows")?.unwrap_or(!matches!(catalog, CatalogConfig::S3Tables { .. }));
     let scans = section.number_within("scans", 1, 256)?.unwrap_or(4);
     let scan_time = section.parsed("scan_time")?.unwrap_or(Span(Duration::from_secs(300)));
     let max_rows = section.number_within("max_rows", 1, u64::MAX - 1)?;
-    if section.has("tls") {
-        let remedy = "listen on a loopback address behind a proxy that ends TLS";
-        return Err(Failure::not_yet(section.subject("tls"), "this release serves plain HTTP", remedy));
-    }
-    let tokens = tokens(&section.section("auth")?)?;
+    let max_bytes = section.parsed("max_bytes")?;
+    let page_key = section.secret("page_key")?;
+    let auth = auth(&section.section("auth")?)?;
     section.finish()?;
-    if allow_anonymous && !listen.ip().is_loopback() {
+    let is_local = listen.ip().is_loopback();
+    if allow_anonymous && !is_local {
         let remedy = "listen on a loopback address, or configure [api.auth]";
         return Err(section.invalid("allow_anonymous", "anonymous access beyond this machine", remedy));
     }
-    Ok(ApiConfig { listen, metrics_listen, allow_anonymous, rows, scans, scan_time, max_rows, tokens })
+    if !is_local && tls.is_none() && !behind_proxy {
+        let remedy =
+            "configure [api.tls]; or set behind_proxy = true, if only a proxy that ends TLS can reach the address";
+        return Err(section.invalid("listen", "tokens and rows in plain text beyond this machine", remedy));
+    }
+    Ok(ApiConfig {
+        listen,
+        metrics_listen,
+        tls,
+        behind_proxy,
+        allow_anonymous,
+        rows,
+        scans,
+        scan_time,
+        max_rows,
+        max_bytes,
+        page_key,
+        auth,
+    })
 }
 
-fn tokens(section: &Section<'_>) -> Result<BTreeMap<String, TokenConfig>, Failure> {
-    for key in ["issuer", "audience"] {
-        if section.has(key) {
-            let message = "this release knows no OIDC";
-            let remedy = "give each caller a token of its own: [api.auth.tokens.NAME]";
-            return Err(Failure::not_yet(section.subject(key), message, remedy));
-        }
-    }
+fn auth(section: &Section<'_>) -> Result<AuthConfig, Failure> {
     let mut tokens = BTreeMap::new();
     for (name, token) in section.sections("tokens")? {
         check_name(&name, || token.here())?;
         tokens.insert(name, self::token(&token)?);
     }
+    let oidc = if section.has("oidc") { Some(oidc(&section.section("oidc")?)?) } else { None };
     section.finish()?;
-    Ok(tokens)
+    Ok(AuthConfig { tokens, oidc })
 }
 
 fn token(section: &Section<'_>) -> Result<TokenConfig, Failure> {
     let sha256 = section.text("sha256")?.ok_or_else(|| section.missing("sha256"))?;
-    let role = section.word("role", &ROLES)?.ok_or_else(|| section.missing("role"))?;
-    let tables = section.list("tables")?.map_or_else(Scope::everything, Scope);
+    let grant = grant(section)?;
     let expires = section.parsed::<DateTime<Utc>>("expires")?;
     section.finish()?;
     let sha256 = digest(&sha256).ok_or_else(|| {
         let remedy = "write the SHA-256 of the token: printf %s \"$TOKEN\" | sha256sum";
         section.invalid("sha256", "not 64 hexadecimal digits", remedy)
     })?;
-    let halves =
-        |pattern: &String| pattern.split_once('.').is_some_and(|(left, right)| !left.is_empty() && !right.is_empty());
-    if let Some(wrong) = tables.0.iter().find(|pattern| !halves(pattern)) {
-        let message = format!("{wrong:?} names no table");
-        return Err(section.invalid("tables", message, "write namespace.table; * stands for all of either"));
-    }
-    Ok(TokenConfig { sha256, role, tables, expires })
+    Ok(TokenConfig { sha256, grant, expires })
 }
 
 fn as_text<S: Serializer>(time: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -149,22 +146,6 @@ fn digest(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_scope_holds_the_tables_of_its_patterns() {
-        let scope = Scope(vec!["app.*".to_owned(), "shop.orders".to_owned()]);
-        for (namespace, name, held) in
-            [("app", "x", true), ("shop", "orders", true), ("shop", "order", false), ("ap", "x", false)]
-        {
-            assert_eq!(scope.holds(&TableName::new(namespace, name)), held, "{namespace}.{name}");
-        }
-        for (namespace, held) in [("app", true), ("shop", false), ("ap", false)] {
-            assert_eq!(scope.holds_all_of(namespace), held, "{namespace}");
-        }
-        assert!(Scope::everything().holds(&TableName::new("a", "b")));
-        assert!(Scope::everything().holds_all_of("a") && !Scope(vec!["*.a".to_owned()]).holds_all_of("a"));
-        assert!(!Scope(Vec::new()).holds(&TableName::new("a", "b")));
-    }
 
     #[test]
     fn a_digest_has_64_digits() {

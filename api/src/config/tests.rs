@@ -187,6 +187,20 @@ fn a_table_and_a_column_may_send_what_they_cannot_hold_to_the_quarantine() {
 }
 
 #[test]
+fn a_quarantine_has_a_limit_of_rows_and_of_a_share() {
+    let limit = |table: &str| {
+        let text = format!("[pipelines.app.dynamodb]\ntables = [\"t\"]\n[pipelines.app.tables.t]\n{table}");
+        let Source::Dynamodb(source) = Case::new(&text).load().unwrap().pipelines["app"].source("app").unwrap() else {
+            panic!("a DynamoDB source")
+        };
+        source.options["t"].quarantine_limit
+    };
+    assert_eq!(limit("mismatch = \"quarantine\""), QuarantineLimit { rows: 10_000, percent: 10 });
+    let own = "quarantine_rows = 7\nquarantine_percent = 100";
+    assert_eq!(limit(own), QuarantineLimit { rows: 7, percent: 100 });
+}
+
+#[test]
 fn what_a_dynamodb_pipeline_cannot_do_is_refused() {
     let dynamodb = |more: &str| format!("[pipelines.app.dynamodb]\ntables = [\"t\"]\n{more}");
     check(&dynamodb("copy = \"export\""), "CONFIG_MISSING_KEY", &["dynamodb.export_bucket"]);
@@ -197,6 +211,8 @@ fn what_a_dynamodb_pipeline_cannot_do_is_refused() {
     check(&dynamodb("lease_seconds = 1"), "CONFIG_VALUE", &["lease_seconds", "5 to 600"]);
     check(&dynamodb("[pipelines.app.tables.t]\ncopy = \"export\""), "CONFIG_VALUE", &["t.copy", "export_bucket"]);
     check(&dynamodb("[pipelines.app.tables.t]\nmismatch = \"drop\""), "CONFIG_VALUE", &["t.mismatch", "quarantine"]);
+    let percent = "[pipelines.app.tables.t]\nquarantine_percent = 101";
+    check(&dynamodb(percent), "CONFIG_VALUE", &["t.quarantine_percent", "1 to 100"]);
     // Keys of DynamoDB tables are none of PostgreSQL's.
     check(&app("[pipelines.app.tables.\"public.t\"]\non_gap = \"fail\""), "CONFIG_UNKNOWN_KEY", &["on_gap"]);
 }
@@ -302,8 +318,9 @@ fn values_are_checked() {
     check("[api]\nlisten = \"8080\"", value, &["api.listen"]);
     check("[api]\nlisten = \"0.0.0.0:80\"\nallow_anonymous = true", value, &["allow_anonymous"]);
     check("[api]\nscans = 0", value, &["api.scans"]);
-    check("[api.auth]\nissuer = \"https://x\"", "NOT_YET", &["api.auth.issuer", "api.auth.tokens.NAME"]);
-    check("[api.tls]", "NOT_YET", &["api.tls"]);
+    check("[api]\nlisten = \"0.0.0.0:80\"", value, &["api.listen", "[api.tls]", "behind_proxy = true"]);
+    check("[api.tls]\nkey = \"tls.key\"", "CONFIG_MISSING_KEY", &["api.tls.certificate"]);
+    check("[api.tls]\ncertificate = \"tls.crt\"", "CONFIG_MISSING_KEY", &["api.tls.key"]);
     check("[api.auth.tokens.a]\nrole = \"reader\"", "CONFIG_MISSING_KEY", &["api.auth.tokens.a.sha256"]);
     let token = |more: &str| format!("[api.auth.tokens.a]\nsha256 = \"{}\"\n{more}", "0a".repeat(32));
     check(&token(""), "CONFIG_MISSING_KEY", &["api.auth.tokens.a.role"]);
@@ -324,6 +341,68 @@ fn values_are_checked() {
     check("[catalog]\nkind = \"rest\"", "CONFIG_MISSING_KEY", &["catalog.uri"]);
     let shared = format!("{APP}slot = \"s\"\n{}slot = \"s\"", APP.replace("app", "other"));
     check(&shared, "CONFIG_SLOT_SHARED", &["app", "other"]);
+}
+
+#[test]
+fn an_address_beyond_this_machine_has_tls_or_a_proxy() {
+    for more in ["behind_proxy = true", "[api.tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\""] {
+        let shown = Case::new(&format!("[api]\nlisten = \"0.0.0.0:443\"\n{more}")).shown();
+        assert_eq!(shown["api"]["listen"], "0.0.0.0:443", "{more}");
+    }
+}
+
+const OIDC: &str = r#"
+    [api.auth.oidc]
+    issuer = "https://id.example"
+    audience = "lakehouse"
+    jwks_uri = "https://id.example/keys"
+    [api.auth.oidc.grants."lake operators"]
+    role = "operator"
+    tables = ["shop.*"]
+"#;
+
+#[test]
+fn an_issuer_has_defaults_that_are_safe() {
+    let oidc = &Case::new(OIDC).shown()["api"]["auth"]["oidc"];
+    assert_eq!((&oidc["algorithms"], &oidc["leeway"]), (&json!(["RS256"]), &json!("30s")));
+    assert_eq!((&oidc["claim"], &oidc["jwks_uri"]), (&json!("groups"), &json!("https://id.example/keys")));
+    assert_eq!(oidc["grants"]["lake operators"], json!({"role": "operator", "tables": ["shop.*"]}));
+}
+
+#[test]
+fn an_issuer_is_checked() {
+    let value = "CONFIG_VALUE";
+    let changed = |from: &str, to: &str| OIDC.replace(from, to);
+    for key in ["issuer", "audience", "jwks_uri"] {
+        check(&changed(&format!("    {key} ="), &format!("    # {key} =")), "CONFIG_MISSING_KEY", &[key]);
+    }
+    check(OIDC.split("    [api.auth.oidc.grants").next().unwrap(), "CONFIG_MISSING_KEY", &["oidc.grants"]);
+    check(&changed("role = \"operator\"", ""), "CONFIG_MISSING_KEY", &["role"]);
+    check(&changed("\"operator\"", "\"root\""), value, &["role", "reader, operator, admin"]);
+    check(&changed("shop.*", "shop"), value, &["tables"]);
+    check(&changed("role =", "rol = 1\nrole ="), "CONFIG_UNKNOWN_KEY", &["rol", "role"]);
+    let keys = |uri: &str| changed("https://id.example/keys", uri);
+    for uri in [
+        "http://id.example/keys",
+        "http://127.0.0.1.id.example/keys",
+        "http://10.0.0.1/keys",
+        "ftp://127.0.0.1/keys",
+        "file:///keys",
+        "data:,keys",
+    ] {
+        check(&keys(uri), value, &["jwks_uri", "https://"]);
+    }
+    check(&keys(&format!("https://id:{CANARY}@id.example/keys")), value, &["jwks_uri"]);
+    check(&keys("/keys"), value, &["jwks_uri"]);
+    for uri in ["http://127.0.0.1:8080/keys", "http://[::1]:8080/keys", "http://localhost/keys"] {
+        assert_eq!(Case::new(&keys(uri)).shown()["api"]["auth"]["oidc"]["jwks_uri"], uri);
+    }
+    let with = |more: &str| changed("[api.auth.oidc]", &format!("[api.auth.oidc]\n{more}"));
+    for name in ["none", "HS256", "HS384", "HS512", "rs256", "RS1", ""] {
+        check(&with(&format!("algorithms = [\"RS256\", {name:?}]")), value, &["algorithms", "EdDSA"]);
+    }
+    check(&with("algorithms = []"), value, &["algorithms"]);
+    check(&with("leeway = \"6m\""), value, &["leeway", "5m"]);
 }
 
 #[test]

@@ -64,6 +64,18 @@ export async function get(target, signal) {
   return (await call("GET", target, { signal })).json();
 }
 
+// All items of a list, which comes in pages; `key` is what the answer calls them.
+export async function list(target, key, signal) {
+  const all = [];
+  let page = {};
+  do {
+    const token = page.next_page_token === undefined ? "" : `&page_token=${page.next_page_token}`;
+    page = await get(`${target}?page_size=1000${token}`, signal);
+    all.push(...page[key]);
+  } while (page.next_page_token !== undefined);
+  return all;
+}
+
 export async function post(target, body, options = {}) {
   return (await call("POST", target, { ...options, body })).json();
 }

@@ -1,6 +1,6 @@
 // Rollbacks that were begun: all of them, and one with its stage and its ways out.
 
-import { get, operates } from "./api.js";
+import { get, list, operates } from "./api.js";
 import { button, el, facts, link, redraw, table, tableLink, tell } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { abort, accept, replay, resync, undo } from "./verbs.js";
@@ -23,7 +23,7 @@ export async function operationsView(main, _, signal) {
   main.append(el("h1", {}, "Operations"), place);
   const load = async () => {
     try {
-      const { operations } = await get("operations", signal);
+      const operations = await list("operations", "operations", signal);
       operations.sort((one, other) => other.begun_at.localeCompare(one.begun_at));
       const row = one => [
         time(one.begun_at),
@@ -63,9 +63,10 @@ export async function operationView(main, [id], signal) {
     try {
       const operation = await get(`operations/${encodeURIComponent(id)}`, signal);
       // Read behind it: how its tables stand now, and not at the last look.
-      const [{ tables }, { operations }] = await Promise.all(
-        [`pipelines/${encodeURIComponent(operation.pipeline)}`, "operations"].map(target => get(target, signal)),
-      );
+      const [{ tables }, operations] = await Promise.all([
+        get(`pipelines/${encodeURIComponent(operation.pipeline)}`, signal),
+        list("operations", "operations", signal),
+      ]);
       if (stage !== null && stage !== operation.stage) tell(`The operation's stage is ${operation.stage}`);
       stage = operation.stage;
       redraw(place, show(operation, tables, operations, asked, chosen));

@@ -1,6 +1,6 @@
 // Pipelines and tables as they stand.
 
-import { get, operates, tableAt } from "./api.js";
+import { get, list, operates, tableAt } from "./api.js";
 import { button, el, facts, link, redraw, right, rightHead, table, tableLink } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { lagPlot } from "./plot.js";
@@ -41,7 +41,7 @@ export async function overview(main, _, signal) {
   const load = async () => {
     looks = 0;
     try {
-      known = (await get("tables", signal)).tables;
+      known = await list("tables", "tables", signal);
       draw();
     } catch (error) {
       if (error.name !== "AbortError") redraw(tables, trouble(error));
@@ -107,6 +107,7 @@ function listed(tables, part, health) {
         "td",
         {},
         stands ? state(stands.state) : "–",
+        stands?.diverged_since && [" not as its source since ", el("code", {}, stands.diverged_since)],
         stands?.quarantined > 0 && ` ${count(stands.quarantined)} in quarantine`,
       ),
       el("td", {}, dash(code(stands?.code))),

@@ -1,7 +1,7 @@
 // A rollback in four steps: the target, what it would do, why, and the confirmation of exactly what was shown. What has
 // moved meanwhile is shown, and looked at again; what was typed stays.
 
-import { get, me, now, operates, post } from "./api.js";
+import { get, list, me, now, operates, post } from "./api.js";
 import { button, el, facts, link, tell } from "./dom.js";
 import { attempt, empty, form, loading, reasonField, trouble } from "./forms.js";
 import { lost, moves, planInWords, planTable } from "./plan.js";
@@ -19,8 +19,8 @@ export async function rollbackView(main, [pipeline], signal, asked) {
   const place = el("div", {}, loading("Tables"));
   main.append(place);
   try {
-    const [{ tables }, own] = await Promise.all([
-      get("tables", signal),
+    const [tables, own] = await Promise.all([
+      list("tables", "tables", signal),
       get(`pipelines/${encodeURIComponent(pipeline)}`, signal),
     ]);
     const names = own.tables.map(one => one.table);

@@ -1,6 +1,6 @@
 // One table: its past as a list of snapshots, and what stands in the one that is picked.
 
-import { get, me, operates, tableAt } from "./api.js";
+import { get, list, me, operates, tableAt } from "./api.js";
 import { button, el, facts, link, redraw, right, rightHead, table, tell } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { changesPlot, lagPlot } from "./plot.js";
@@ -138,15 +138,16 @@ export async function tableView(main, [namespace, name], signal, asked) {
 
   const load = async () => {
     try {
-      const [now, then, named] = await Promise.all(
-        ["", "/snapshots", "/refs"].map(part => get(`${at}${part}`, signal)),
-      );
+      const [now, then, named] = await Promise.all([
+        get(at, signal),
+        ...["snapshots", "refs"].map(part => list(`${at}/${part}`, part, signal)),
+      ]);
       const isNew = described === null;
-      [described, snapshots] = [now, then.snapshots];
+      [described, snapshots] = [now, then];
       drawHead();
       drawPlots();
       drawPast();
-      redraw(refs, references(named.refs));
+      redraw(refs, references(named));
       if (isNew) {
         about(more, at, described, signal);
         if (snapshots.some(one => one.snapshot_id === chosen)) choose(chosen);

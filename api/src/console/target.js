@@ -1,6 +1,6 @@
 // Where a rollback goes back to, and which tables: the form of its first step and what it comes to.
 
-import { Problem, get, tableAt } from "./api.js";
+import { Problem, list, tableAt } from "./api.js";
 import { el } from "./dom.js";
 import { choice, empty, field, loading, trouble } from "./forms.js";
 import { many, plain } from "./words.js";
@@ -121,6 +121,5 @@ export class Target {
 }
 
 async function newestFirst(table, signal) {
-  const { snapshots } = await get(`${tableAt(table)}/snapshots`, signal);
-  return snapshots.reverse();
+  return (await list(`${tableAt(table)}/snapshots`, "snapshots", signal)).reverse();
 }

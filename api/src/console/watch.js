@@ -1,7 +1,7 @@
 // How pipelines stand, asked for every five seconds while somebody is signed in, and what they were like since the page was
 // opened. The one place that asks again by itself; views listen.
 
-import { events, get, me, now } from "./api.js";
+import { events, list, me, now } from "./api.js";
 import { since } from "./words.js";
 
 const EVERY = 5_000;
@@ -30,7 +30,7 @@ export async function look() {
   const mine = turn;
   let [found, problem] = [null, null];
   try {
-    found = (await get("pipelines")).pipelines;
+    found = await list("pipelines", "pipelines");
   } catch (error) {
     problem = error;
   }

@@ -10,7 +10,7 @@ const STATES = {
   streaming: ["●", "good"],
   paused: ["‖", "warn"],
   paused_diverged: ["‖", "warn"],
-  quarantined: ["▲", "warn"],
+  quarantined: ["▲", "bad"],
   halted: ["■", "bad"],
   forward: ["▶", "busy"],
   back: ["◀", "busy"],

@@ -1,12 +1,11 @@
-//! Who is calling, and may they: a bearer token's SHA-256 against those of the configuration. Nobody is let through by
-//! default; without tokens, and without `allow_anonymous` on a loopback address, every call ends here.
+//! May they: what a route asks of its callers against what whoever is calling (`identity.rs`) has been granted. Nobody is let
+//! through by default; without tokens, an issuer, or `allow_anonymous` on a loopback address, every call ends here.
 
 use std::sync::Arc;
 
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
-use axum::http::header::{AUTHORIZATION, HOST};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -14,25 +13,27 @@ use chrono::Utc;
 use lakehouse_core::schema::TableName;
 use serde::Serialize;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::problem::{HttpProblem, RequestId};
+use super::identity::{Caller, Login};
+use super::problem::{HttpProblem, LOGIN_REQUIRED, RequestId};
 use super::{Service, Shared};
 use crate::audit::Act;
-use crate::config::{ApiConfig, PipelineConfig, Role, Scope, TokenConfig};
+use crate::config::{Grant, PipelineConfig, Role, Scope};
 
+/// How old a login may be that stands behind what is hard to undo, in seconds (S4).
+const LOGIN_SECONDS: i64 = 15 * 60;
 /// Characters of an address that the audit trail repeats: whoever is refused has chosen them.
 const SHOWN: usize = 256;
 
-/// Who is calling.
+/// Who is calling, and is let through.
 #[derive(Clone, Debug)]
 pub(super) struct Principal {
-    /// The token's name in the configuration.
     pub(super) name: Arc<str>,
+    /// The highest of their roles.
     role: Role,
+    /// Of the grants that have the role which the route asks for; what they are granted for less does not count here.
     tables: Scope,
     /// What they call by; the audit trail's entries have it.
     request: RequestId,
@@ -53,7 +54,7 @@ impl Principal {
 /// Who a token is.
 #[derive(Serialize, ToSchema)]
 struct Me {
-    /// The token's name in the configuration; `anonymous` without one.
+    /// The token's name in the configuration, or `oidc:` and its subject; `anonymous` without a token.
     principal: String,
     role: Role,
     /// Patterns `namespace.table`; either half may be `*`.
@@ -75,6 +76,8 @@ pub(super) async fn me(Extension(Principal { name, role, tables, .. }): Extensio
 pub(super) struct Guard {
     pub(super) service: Shared,
     pub(super) role: Role,
+    /// Not with a login of this morning.
+    pub(super) recent_login: bool,
 }
 
 /// Before each handler.
@@ -87,7 +90,7 @@ pub(super) async fn check(
     let params = params.map_err(|_| HttpProblem::invalid("the address is not UTF-8"))?;
     let table = table(&params);
     let id = request.extensions().get::<RequestId>().cloned().unwrap_or_default();
-    match guard.admit(table.as_ref(), request.headers(), &id) {
+    match guard.admit(table.as_ref(), request.headers(), &id).await {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
             Ok(next.run(request).await)
@@ -108,32 +111,64 @@ fn table(params: &RawPathParams) -> Option<TableName> {
 /// Why somebody is not let through.
 struct Refusal {
     status: StatusCode,
+    code: &'static str,
     /// For the client.
     detail: &'static str,
     /// In one word, for the log, the metrics and the audit trail.
     why: &'static str,
-    /// The token's name; empty where nobody is known.
+    /// The caller's; empty where nobody is known.
     name: Arc<str>,
 }
 
+impl Refusal {
+    fn unknown(why: &'static str) -> Self {
+        let detail = "this needs a token in the header Authorization: Bearer …, one of [api.auth] that counts now";
+        Self { status: StatusCode::UNAUTHORIZED, code: "UNAUTHENTICATED", detail, why, name: "".into() }
+    }
+
+    fn forbidden(name: Arc<str>, why: &'static str, detail: &'static str) -> Self {
+        Self { status: StatusCode::FORBIDDEN, code: "FORBIDDEN", detail, why, name }
+    }
+
+    /// As RFC 9470 has it: whoever logs in again may come again.
+    fn old_login(name: Arc<str>) -> Self {
+        let detail =
+            "this needs a login of the last 15 minutes: log in again, and come with the new token; nothing was changed";
+        Self { status: StatusCode::UNAUTHORIZED, code: LOGIN_REQUIRED, detail, why: "login", name }
+    }
+}
+
 impl Guard {
-    /// The caller, their role, and the table that the address names. A table beyond a caller's scope is refused whether it
-    /// is there or not.
-    fn admit(&self, table: Option<&TableName>, headers: &HeaderMap, request: &RequestId) -> Result<Principal, Refusal> {
-        let principal = identify(&self.service.api, headers, request).map_err(|why| {
-            let detail = "this needs a token of [api.auth] in the header Authorization: Bearer …";
-            Refusal { status: StatusCode::UNAUTHORIZED, detail, why, name: "".into() }
-        })?;
-        let forbidden = |detail: &'static str, why: &'static str| {
-            Err(Refusal { status: StatusCode::FORBIDDEN, detail, why, name: Arc::clone(&principal.name) })
+    /// The caller, and the table that the address names. A table beyond a caller's scope is refused whether it is there or
+    /// not.
+    async fn admit(
+        &self,
+        table: Option<&TableName>,
+        headers: &HeaderMap,
+        request: &RequestId,
+    ) -> Result<Principal, Refusal> {
+        let Caller { name, grants, login } = self.service.identify(headers).await.map_err(Refusal::unknown)?;
+        let sufficient: Vec<Grant> = grants.into_iter().filter(|grant| grant.role >= self.role).collect();
+        let Some(role) = sufficient.iter().map(|grant| grant.role).max() else {
+            return Err(Refusal::forbidden(name, "role", "the caller's role may not do this"));
         };
-        if principal.role < self.role {
-            return forbidden("the token's role may not do this", "role");
-        }
+        let tables = Scope::of_any(sufficient.into_iter().map(|grant| grant.tables));
+        let principal = Principal { name, role, tables, request: request.clone() };
         if table.is_some_and(|table| !principal.may_see(table)) {
-            return forbidden("the token is not for this table", "table");
+            return Err(Refusal::forbidden(principal.name, "table", "the token is not for this table"));
+        }
+        if self.recent_login && !is_recent(login, Utc::now().timestamp()) {
+            return Err(Refusal::old_login(principal.name));
         }
         Ok(principal)
+    }
+}
+
+fn is_recent(login: Login, now: i64) -> bool {
+    match login {
+        Login::Now => true,
+        Login::At(then) => now.saturating_sub(then) <= LOGIN_SECONDS,
+        Login::Unknown => false,
     }
 }
 
@@ -173,16 +208,28 @@ impl Service {
         Err(self.beyond_scope(principal, pipeline, "the token is not for all tables of the pipeline").await)
     }
 
+    /// What a route leaves to what stands in its address.
+    ///
+    /// # Errors
+    /// `FORBIDDEN` below this role.
+    pub(super) async fn check_role(&self, principal: &Principal, role: Role, subject: &str) -> Result<(), HttpProblem> {
+        if principal.role >= role {
+            return Ok(());
+        }
+        let (name, detail) = (Arc::clone(&principal.name), "the token's role may not do this");
+        let refusal = Refusal::forbidden(name, "role", detail);
+        Err(self.refused(refusal, Some(subject.to_owned()), "", principal.request.clone()).await)
+    }
+
     pub(super) async fn beyond_scope(&self, principal: &Principal, subject: &str, detail: &'static str) -> HttpProblem {
-        let name = Arc::clone(&principal.name);
-        let refusal = Refusal { status: StatusCode::FORBIDDEN, detail, why: "table", name };
+        let refusal = Refusal::forbidden(Arc::clone(&principal.name), "table", detail);
         self.refused(refusal, Some(subject.to_owned()), "", principal.request.clone()).await
     }
 
     /// Tells everybody but the client why.
     async fn refused(
         &self,
-        Refusal { status, detail, why, name }: Refusal,
+        Refusal { status, code, detail, why, name }: Refusal,
         subject: Option<String>,
         path: &str,
         RequestId(request_id): RequestId,
@@ -199,55 +246,8 @@ impl Service {
             detail: json!({"path": shown(path), "why": why, "status": status.as_u16()}),
         };
         self.audit.refused(act).await;
-        let code = if status == StatusCode::UNAUTHORIZED { "UNAUTHENTICATED" } else { "FORBIDDEN" };
         HttpProblem::new(status, code, detail)
     }
-}
-
-/// # Errors
-/// In one word, why nobody is known by this request.
-fn identify(api: &ApiConfig, headers: &HeaderMap, request: &RequestId) -> Result<Principal, &'static str> {
-    let request = request.clone();
-    let Some(authorization) = headers.get(AUTHORIZATION) else {
-        // A page in somebody's browser may call by a name of its own that leads to this machine.
-        let local = headers.get(HOST).and_then(|host| host.to_str().ok()).is_some_and(is_this_machine);
-        return match api.allow_anonymous && local {
-            true => {
-                Ok(Principal { name: "anonymous".into(), role: Role::Reader, tables: Scope::everything(), request })
-            }
-            false => Err("no_token"),
-        };
-    };
-    let text = authorization.to_str().map_err(|_| "not_bearer")?;
-    let (scheme, token) = text.split_once(' ').ok_or("not_bearer")?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err("not_bearer");
-    }
-    let digest: [u8; 32] = Sha256::digest(token.trim().as_bytes()).into();
-    // All of them are looked at, so that the time tells nothing.
-    let mut found: Option<(&String, &TokenConfig)> = None;
-    for (name, known) in &api.tokens {
-        if bool::from(known.sha256.ct_eq(&digest)) {
-            found = Some((name, known));
-        }
-    }
-    let (name, token) = found.ok_or("unknown_token")?;
-    if token.expires.is_some_and(|expires| expires <= Utc::now()) {
-        return Err("expired_token");
-    }
-    Ok(Principal { name: name.as_str().into(), role: token.role, tables: token.tables.clone(), request })
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let uri: Result<Uri, _> = format!("http://{host}/").parse();
-    uri.is_ok_and(|uri| match uri.host() {
-        Some("localhost") => true,
-        Some(host) => {
-            let address: Result<std::net::IpAddr, _> = host.trim_matches(['[', ']']).parse();
-            address.is_ok_and(|address| address.is_loopback())
-        }
-        None => false,
-    })
 }
 
 #[cfg(test)]
@@ -255,19 +255,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_this_machine_are_its_own() {
-        for (host, own) in [
-            ("127.0.0.1:8080", true),
-            ("localhost:8080", true),
-            ("[::1]:8080", true),
-            ("localhost", true),
-            ("evil.example:8080", false),
-            ("localhost.evil.example", false),
-            ("10.0.0.1", false),
-            ("", false),
-            ("a b", false),
+    fn a_login_is_recent_for_a_quarter_of_an_hour() {
+        for (login, recent) in [
+            (Login::Now, true),
+            (Login::At(1_000), true),
+            (Login::At(1_000 - LOGIN_SECONDS), true),
+            (Login::At(1_000 - LOGIN_SECONDS - 1), false),
+            (Login::At(1_001), true),
+            (Login::At(i64::MIN), false),
+            (Login::Unknown, false),
         ] {
-            assert_eq!(is_this_machine(host), own, "{host}");
+            assert_eq!(is_recent(login, 1_000), recent, "{login:?}");
         }
     }
 }

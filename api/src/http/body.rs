@@ -1,6 +1,7 @@
 //! What a request carries in its body: JSON, whatever its `Content-Type` says, with no key that is not known.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -9,6 +10,7 @@ use lakehouse_core::error::Problem;
 use lakehouse_core::schema::TableName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -16,6 +18,8 @@ use super::problem::HttpProblem;
 
 /// The longest body, in bytes; longer ones are not read.
 pub(super) const BODY_BYTES: usize = 1 << 20;
+/// How long a client may take to send it (S6).
+const BODY_TIME: Duration = Duration::from_secs(10);
 /// The longest reason, in characters: every copy of the control table's metadata carries it.
 const REASON_LENGTH: usize = 1_000;
 
@@ -26,7 +30,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = HttpProblem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, HttpProblem> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
+        let bytes = timeout(BODY_TIME, Bytes::from_request(request, state)).await.map_err(|_| {
+            let detail = format!("the body has not come within {} seconds", BODY_TIME.as_secs());
+            HttpProblem::invalid(detail).with_status(StatusCode::REQUEST_TIMEOUT)
+        })?;
+        let bytes = bytes.map_err(|rejection| match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
                 let detail = format!("a body may have {BODY_BYTES} bytes");
                 HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, "BODY_LIMIT", detail)

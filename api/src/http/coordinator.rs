@@ -75,7 +75,8 @@ impl Coordinator {
         }
     }
 
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    /// Work that no answer waits for.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks();
         while let Some(ended) = tasks.try_join_next() {
             note(ended);

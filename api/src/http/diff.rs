@@ -19,11 +19,12 @@ use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
-use super::rows::{end_of_lines, query, respond, too_many};
+use super::rows::{Refused, end_of_lines, respond, too_many};
 use super::tables::{InPath, Named};
+use super::wish::query;
 use crate::cli;
 use crate::failure::Failure;
-use crate::lake::{Neighbours, Point};
+use crate::lake::Point;
 use crate::rows::ChangesOutput;
 use crate::shapes;
 
@@ -54,11 +55,7 @@ pub(super) struct Wish {
             ),
             headers(("ETag" = String))
         ),
-        (status = 403, description = "The token may not read this table, or this server shows no rows"),
-        (status = 404, description = "There is no such table, snapshot, tag or cut"),
-        (status = 406, description = "Rows do not come in a format that `Accept` names"),
-        (status = 410, description = "A state has expired; `nearest` says what is kept around it"),
-        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+        Refused,
     )
 )]
 pub(super) async fn get(
@@ -78,7 +75,7 @@ pub(super) async fn get(
     for (id, text) in ids.iter_mut().zip([&wish.from, &wish.to]) {
         let Ok(point) = text.parse::<Point>();
         let found = service.lake.find_id(&service.config, &table, &point).await;
-        *id = found.map_err(|failure| HttpProblem::from(failure).with_nearest(|| Neighbours::of(&table, &point)))?;
+        *id = found.map_err(|failure| HttpProblem::of_point(failure, &table, &point))?;
     }
     let [from, to] = ids;
     let uuid = table.metadata.uuid().to_string();
@@ -87,7 +84,7 @@ pub(super) async fn get(
     if let Some(unchanged) = etag.unchanged(&headers) {
         return Ok(unchanged);
     }
-    let permit = service.scan_permit()?;
+    let permit = service.scan_permit(&principal)?;
     let diff = Diff::open(&service.lake.storage, &table, from, to).await?;
     info!(principal = %principal.name, table = %table.name, from, to, counts = wish.counts, "a diff is read");
     let detail = json!({

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use lakehouse_core::catalog::LoadedTable;
 
+use super::page::Page;
 use crate::digest::sha256_of_parts;
 
 /// Of the digest: enough that no two states meet.
@@ -18,6 +19,14 @@ impl Etag {
     /// Of a table's state: its uuid and the token that the catalog compares at the swap.
     pub(super) fn of_table(table: &LoadedTable) -> Self {
         Self::of(&[&table.metadata.uuid().to_string(), &table.token])
+    }
+
+    /// Of a page of what stands in a table's metadata. Whatever fits into one page has the tag of the table.
+    pub(super) fn of_page<T>(table: &LoadedTable, page: &Page<T>) -> Self {
+        match &page.next {
+            None => Self::of_table(table),
+            Some(next) => Self::of(&[&table.metadata.uuid().to_string(), &table.token, next]),
+        }
     }
 
     pub(super) fn of(parts: &[&str]) -> Self {

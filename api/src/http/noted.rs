@@ -12,7 +12,7 @@ use super::problem::HttpProblem;
 use crate::audit::{Act, Intent};
 
 impl Service {
-    /// `subject` is the pipeline, plan or operation that it is asked of. Nothing may be done before this returns.
+    /// `subject` is the table, pipeline, plan or operation that it is asked of. Nothing may be done before this returns.
     ///
     /// # Errors
     /// `AUDIT_UNWRITABLE`, `AUDIT_DAMAGED`: then nothing may be done at all.
@@ -38,7 +38,20 @@ impl Service {
         reason: &str,
         doing: impl Future<Output = Result<T, HttpProblem>>,
     ) -> Result<T, HttpProblem> {
-        let intent = self.intent(principal, verb, subject, reason, Value::Null).await?;
+        self.noted_with(principal, verb, subject, reason, Value::Null, doing).await
+    }
+
+    /// The same, where more is to be told than who and why.
+    pub(super) async fn noted_with<T>(
+        &self,
+        principal: &Principal,
+        verb: &'static str,
+        subject: &str,
+        reason: &str,
+        detail: Value,
+        doing: impl Future<Output = Result<T, HttpProblem>>,
+    ) -> Result<T, HttpProblem> {
+        let intent = self.intent(principal, verb, subject, reason, detail).await?;
         let done = doing.await;
         let code = done.as_ref().err().map(HttpProblem::code);
         info!(principal = &*principal.name, verb, subject, code, "an operator is answered");

@@ -50,16 +50,18 @@ pub(super) async fn show(headers: HeaderMap) -> HttpResponse {
 fn document() -> OpenApi {
     let mut paths = Paths::new();
     let mut components = components();
-    for Route { role, described: (schemas, mut described, _), .. } in routes::all() {
+    for Route { role, destructive, described: (schemas, mut described, _), .. } in routes::all() {
         components.schemas.extend(schemas);
-        described.paths.values_mut().flat_map(operations).for_each(|operation| complete(operation, role));
+        let own = described.paths.values_mut().flat_map(operations);
+        own.for_each(|operation| complete(operation, role, destructive));
         paths.merge(described);
     }
     let mut info = Info::new("lakehouse", env!("CARGO_PKG_VERSION"));
     info.description = Some(
         "Tables, their past and their rows, and what operators do to pipelines. `x-role` is the least role that may call \
-         an address, for the tables of its token. Answers may get more keys: a client passes over those that it does \
-         not know. Of a request the service refuses them."
+         an address, for the tables of its token; where `x-recent-login` stands, people must have logged in within 15 \
+         minutes. A list with `next_page_token` has more: ask the same address again with it as `page_token`. Answers may \
+         get more keys: a client passes over those that it does not know. Of a request the service refuses them."
             .to_owned(),
     );
     info.license = Some(License::new(env!("CARGO_PKG_LICENSE")));
@@ -95,18 +97,21 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
 }
 
 /// Adds what a handler does not say about itself.
-fn complete(operation: &mut Operation, role: Option<Role>) {
+fn complete(operation: &mut Operation, role: Option<Role>, destructive: bool) {
     let mut also = vec![StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE];
     if let Some(role) = role {
         also.extend([StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN]);
         operation.security = Some(vec![SecurityRequirement::new(SCHEME, [""; 0])]);
         operation.extensions.get_or_insert_default().insert("x-role".to_owned(), json!(role));
     }
+    if destructive {
+        operation.extensions.get_or_insert_default().insert("x-recent-login".to_owned(), json!(true));
+    }
     if operation.parameters.is_some() || operation.request_body.is_some() {
         also.push(StatusCode::BAD_REQUEST);
     }
     if operation.request_body.is_some() {
-        also.push(StatusCode::PAYLOAD_TOO_LARGE);
+        also.extend([StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE]);
     } else if has_tag(operation) {
         also.push(StatusCode::NOT_MODIFIED);
         operation.parameters.get_or_insert_default().push(if_none_match());
@@ -157,7 +162,9 @@ fn complete_response(status: StatusCode, response: &mut Response) {
     header("X-Request-Id", Type::String, "By which the log and the audit trail know the request");
     match status {
         StatusCode::NOT_MODIFIED => header("ETag", Type::String, "Of what the client has"),
-        StatusCode::UNAUTHORIZED => header("WWW-Authenticate", Type::String, "`Bearer`"),
+        StatusCode::UNAUTHORIZED => {
+            header("WWW-Authenticate", Type::String, "`Bearer`; of `LOGIN_REQUIRED` with how old a login may be")
+        }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             header("Retry-After", Type::Integer, "When to come again, in seconds");
         }

@@ -17,8 +17,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
+use super::page::PageWish;
 use super::problem::HttpProblem;
-use super::rows::query;
+use super::wish::query;
 use super::{Service, Shared};
 use crate::answer;
 use crate::cli::PositionRange;
@@ -80,6 +81,9 @@ impl Principal {
 #[derive(Serialize, ToSchema)]
 struct Operations {
     operations: Vec<Operation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    next_page_token: Option<String>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -88,9 +92,14 @@ struct Operations {
 pub(super) struct Wish {
     /// Only those of this pipeline.
     pipeline: Option<String>,
+    /// Items of a page; 100, where it is left out.
+    #[param(minimum = 1, maximum = 1000)]
+    page_size: Option<usize>,
+    /// `next_page_token` of the page before; the first one, without.
+    page_token: Option<String>,
 }
 
-/// List rollbacks.
+/// List rollbacks, by pipeline and by when they were begun, which never changes.
 #[utoipa::path(
     get, path = "/v1/operations", operation_id = "list_operations", tag = "operations", params(Wish),
     responses(
@@ -103,7 +112,7 @@ pub(super) async fn list(
     Extension(principal): Extension<Principal>,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wanted = query(wish)?.pipeline;
+    let Wish { pipeline: wanted, page_size, page_token } = query(wish)?;
     if let Some(name) = &wanted {
         service.config.pipeline(name)?;
     }
@@ -113,7 +122,10 @@ pub(super) async fn list(
         known.retain(|journal| principal.may_see_all_of(journal));
         operations.extend(known.into_iter().map(|journal| Operation::new(name, journal)));
     }
-    Ok(Json(Operations { operations }).into_response())
+    let (wish, list) = (PageWish { page_size, page_token }, ["operations", wanted.as_deref().unwrap_or_default()]);
+    let begun = |one: &Operation| (one.pipeline.clone(), one.begun_at.clone(), one.id.clone());
+    let page = service.page_key.page(&wish, &list, operations, begun)?;
+    Ok(Json(Operations { operations: page.items, next_page_token: page.next }).into_response())
 }
 
 /// Show how far a rollback has come.

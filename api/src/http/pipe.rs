@@ -4,33 +4,37 @@
 //! that has begun is cut off then: the connection ends without the mark of a whole one.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use lakehouse_core::error::Problem;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::error;
 
 use super::Service;
 use super::problem::HttpProblem;
+use super::scans::ScanPermit;
 use crate::failure::Failure;
 
 /// Bytes that are sent at once.
 const CHUNK: usize = 64 << 10;
 /// Chunks that the work may be ahead.
 const CHUNKS_AHEAD: usize = 4;
+/// How long a client may take for one (S6): whoever is slower has left, or holds a scan that others wait for.
+const CHUNK_TIME: Duration = Duration::from_secs(10);
 
 /// The work's end.
 pub(super) struct Pipe {
     sender: mpsc::Sender<Bytes>,
     buffer: Vec<u8>,
     deadline: Instant,
-    begun: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
     runtime: Handle,
 }
 
@@ -38,7 +42,9 @@ pub(super) struct Pipe {
 pub(super) struct Wanted {
     sender: mpsc::Sender<Bytes>,
     deadline: Instant,
-    begun: Arc<AtomicBool>,
+    /// Bytes so far, and how many it may be.
+    sent: Arc<AtomicU64>,
+    most: u64,
 }
 
 /// The client's end.
@@ -50,14 +56,15 @@ pub(super) struct Answer {
 /// Starts work that writes an answer, and gives the pipe back behind its last byte. The permit is free when it ends.
 pub(super) fn start(
     service: &Service,
-    permit: OwnedSemaphorePermit,
+    permit: ScanPermit,
     work: impl FnOnce(Pipe, &Wanted) -> Result<Pipe, Failure> + Send + 'static,
 ) -> Answer {
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-    let (failure, begun) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
+    let (failure, sent) = (Arc::new(OnceLock::new()), Arc::new(AtomicU64::new(0)));
+    let most = service.api.max_bytes.map_or(u64::MAX, |bytes| bytes.0);
     let deadline = Instant::now() + service.api.scan_time.0;
-    let wanted = Wanted { sender: sender.clone(), deadline, begun: Arc::clone(&begun) };
-    let pipe = Pipe { sender, buffer: Vec::with_capacity(CHUNK), deadline, begun, runtime: Handle::current() };
+    let wanted = Wanted { sender: sender.clone(), deadline, sent: Arc::clone(&sent), most };
+    let pipe = Pipe { sender, buffer: Vec::with_capacity(CHUNK), deadline, sent, runtime: Handle::current() };
     let noted = Arc::clone(&failure);
     let counted = service.metrics.scan();
     tokio::task::spawn_blocking(move || {
@@ -75,7 +82,8 @@ pub(super) fn start(
 
 impl Wanted {
     /// # Errors
-    /// `OUTPUT_CLOSED` when the client has gone, `SCAN_TIME` when the time is over.
+    /// `OUTPUT_CLOSED` when the client has gone, `SCAN_TIME` when the time is over, `ROWS_LIMIT` behind more bytes than an
+    /// answer may have.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.sender.is_closed() {
             return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
@@ -83,12 +91,15 @@ impl Wanted {
         if Instant::now() > self.deadline {
             return Err(out_of_time());
         }
+        if self.sent.load(Ordering::Relaxed) > self.most {
+            return Err(too_much(&format!("more than {} bytes", self.most)));
+        }
         Ok(())
     }
 
     /// True once something has been sent: what goes wrong from then on cannot have a status of its own.
     pub(super) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
+        self.sent.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -103,8 +114,9 @@ impl Pipe {
             return Ok(());
         }
         let chunk = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK)));
-        self.begun.store(true, Ordering::Relaxed);
-        let sent = self.runtime.block_on(timeout_at(self.deadline, self.sender.send(chunk)));
+        self.sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        let deadline = self.deadline.min(Instant::now() + CHUNK_TIME);
+        let sent = self.runtime.block_on(timeout_at(deadline, self.sender.send(chunk)));
         sent.map_err(|_| io::ErrorKind::TimedOut)?.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

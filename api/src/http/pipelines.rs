@@ -1,6 +1,7 @@
 //! Pipelines: how they stand, and what operators let them do.
 
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -9,7 +10,9 @@ use utoipa::ToSchema;
 
 use super::auth::Principal;
 use super::body::{Body, Name, Nothing, Reason, Why, named};
+use super::page::PageWish;
 use super::problem::HttpProblem;
+use super::wish::query;
 use super::{Service, Shared};
 use crate::operate;
 use crate::operate::resync::{Requested, Resync};
@@ -18,6 +21,9 @@ use crate::verbs::status;
 #[derive(Serialize, ToSchema)]
 struct Pipelines {
     pipelines: Vec<Pipeline>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    next_page_token: Option<String>,
 }
 
 /// As `status` shows it, without its source's end: a service may have no way to the source.
@@ -40,18 +46,21 @@ impl Service {
 
 /// Show how pipelines stand.
 #[utoipa::path(
-    get, path = "/v1/pipelines", operation_id = "list_pipelines", tag = "pipelines",
+    get, path = "/v1/pipelines", operation_id = "list_pipelines", tag = "pipelines", params(PageWish),
     responses((status = 200, description = "All, each with the tables that the token may see", body = Pipelines))
 )]
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
+    wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
+    let names: Vec<&String> = service.config.pipelines.keys().collect();
+    let page = service.page_key.page(&query(wish)?, &["pipelines"], names, |name| (*name).clone())?;
     let mut pipelines = Vec::new();
-    for name in service.config.pipelines.keys() {
+    for name in page.items {
         pipelines.push(service.pipeline(&principal, name).await?);
     }
-    Ok(Json(Pipelines { pipelines }).into_response())
+    Ok(Json(Pipelines { pipelines, next_page_token: page.next }).into_response())
 }
 
 /// Show how a pipeline stands.

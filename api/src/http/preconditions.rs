@@ -1,6 +1,7 @@
 //! Headers without which an operation is not begun (RFC 6585 section 3): the state that the caller has seen, and the key
 //! by which the same request is known again when its answer was lost.
 
+use axum::http::header::{IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use lakehouse_core::commit::RequestDigest;
 
@@ -29,6 +30,32 @@ pub(super) fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str
     }
 }
 
+/// What a caller has seen at an address that something is put under.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen<'a> {
+    Nothing,
+    /// By its `ETag`.
+    State(&'a str),
+}
+
+/// # Errors
+/// As [`required`], where neither of both headers is there; `REQUEST_INVALID` for both, and for another `If-None-Match` than
+/// `*`.
+pub(super) fn seen(headers: &HeaderMap) -> Result<Seen<'_>, HttpProblem> {
+    match (headers.contains_key(IF_NONE_MATCH), headers.contains_key(IF_MATCH)) {
+        (true, true) => Err(HttpProblem::invalid("give if-none-match or if-match, not both")),
+        (true, false) => match required(headers, "if-none-match")?.trim() {
+            "*" => Ok(Seen::Nothing),
+            _ => Err(HttpProblem::invalid("if-none-match: only * says that nothing was there")),
+        },
+        (false, true) => required(headers, "if-match").map(Seen::State),
+        (false, false) => {
+            let detail = "this needs the header if-none-match: * where nothing was there, or if-match with what was";
+            Err(HttpProblem::new(StatusCode::PRECONDITION_REQUIRED, "PRECONDITION_REQUIRED", detail))
+        }
+    }
+}
+
 /// # Errors
 /// As [`required`]; `REQUEST_INVALID` unless it is 1 to 128 characters of visible ASCII.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<&str, HttpProblem> {
@@ -51,6 +78,7 @@ pub(super) fn request_digest(caller: &str, key: &str, content: &[&str]) -> Reque
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
+    use axum::response::IntoResponse;
 
     use super::*;
 
@@ -60,6 +88,25 @@ mod tests {
             headers.append(IDEMPOTENCY_KEY, HeaderValue::from_bytes(key).unwrap());
         }
         idempotency_key(&headers).ok().map(str::to_owned)
+    }
+
+    #[test]
+    fn one_header_says_what_was_seen() {
+        let status = |sent: &[(&str, &str)], expected: Result<Seen<'_>, u16>| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in sent {
+                let name: axum::http::HeaderName = name.parse().unwrap();
+                headers.append(name, HeaderValue::from_str(value).unwrap());
+            }
+            let found = seen(&headers).map_err(|problem| problem.into_response().status().as_u16());
+            assert_eq!(found, expected, "{sent:?}");
+        };
+        status(&[("if-none-match", "*")], Ok(Seen::Nothing));
+        status(&[("if-match", "\"a\"")], Ok(Seen::State("\"a\"")));
+        status(&[], Err(428));
+        status(&[("if-none-match", "\"a\"")], Err(400));
+        status(&[("if-none-match", "*"), ("if-match", "\"a\"")], Err(400));
+        status(&[("if-match", "\"a\""), ("if-match", "\"b\"")], Err(400));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use axum::http::header::{
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::error::{Problem, Reaction};
 use serde::Serialize;
 use tracing::error;
@@ -19,9 +20,13 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::failure::Failure;
-use crate::lake::Neighbours;
+use crate::lake::{Neighbours, Point};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// 401 for a known caller, whose login is too long ago.
+pub(super) const LOGIN_REQUIRED: &str = "LOGIN_REQUIRED";
+/// What a client does about it (RFC 9470, section 3); the age is `auth.rs`'s.
+const LOG_IN_AGAIN: &str = "Bearer error=\"insufficient_user_authentication\", max_age=900";
 
 /// The id that a request has in its answer, the log and the audit trail.
 #[derive(Clone, Debug, Default)]
@@ -43,9 +48,20 @@ pub(super) struct HttpProblem {
 
 /// The codes of answers below 500, by status. One that stands here twice has the first status by itself, and the other by
 /// its place in a request; one that does not stand here has 500, or 503 where time heals it.
-pub(super) const CODES: [(StatusCode, &[&str]); 13] = [
-    (StatusCode::BAD_REQUEST, &["COLUMN_UNKNOWN", "FILTER_INVALID", "REQUEST_INVALID", "ROWS_LIMIT"]),
-    (StatusCode::UNAUTHORIZED, &["UNAUTHENTICATED"]),
+pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
+    (
+        StatusCode::BAD_REQUEST,
+        &[
+            "COLUMN_UNKNOWN",
+            "FILTER_INVALID",
+            "ORDER_INVALID",
+            "PAGE_TOKEN_INVALID",
+            "REQUEST_INVALID",
+            "ROWS_LIMIT",
+            "TAG_NAME",
+        ],
+    ),
+    (StatusCode::UNAUTHORIZED, &[LOGIN_REQUIRED, "UNAUTHENTICATED"]),
     (StatusCode::FORBIDDEN, &["FORBIDDEN", "ROWS_DISABLED"]),
     (
         StatusCode::NOT_FOUND,
@@ -55,6 +71,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 13] = [
             "PIPELINE_UNKNOWN",
             "PLAN_UNKNOWN",
             "ROUTE_UNKNOWN",
+            "RUN_UNKNOWN",
             "SNAPSHOT_UNKNOWN",
             "TABLE_NAME",
             "TABLE_UNKNOWN",
@@ -63,6 +80,8 @@ pub(super) const CODES: [(StatusCode, &[&str]); 13] = [
     ),
     (StatusCode::METHOD_NOT_ALLOWED, &["METHOD_UNKNOWN"]),
     (StatusCode::NOT_ACCEPTABLE, &["NOT_ACCEPTABLE"]),
+    // A body that has not come in time.
+    (StatusCode::REQUEST_TIMEOUT, &["REQUEST_INVALID"]),
     (StatusCode::GONE, &["SNAPSHOT_EXPIRED"]),
     // The request is right, and what stands in the lake is in its way.
     (
@@ -70,6 +89,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 13] = [
         &[
             "CHANGES_MISSED",
             "CUT_NOT_REACHED",
+            "MAINTENANCE_RUNNING",
             "NOT_HELD",
             "NOT_OPEN",
             "NO_CUT",
@@ -77,12 +97,13 @@ pub(super) const CODES: [(StatusCode, &[&str]); 13] = [
             "REPLAY_IMPOSSIBLE",
             "ROLLBACK_OPEN",
             "SNAPSHOT_EXPIRED",
+            "TAG_LIMIT",
             "TARGET_INCOMPLETE",
             "TARGET_IS_HEAD",
         ],
     ),
     // Not what somebody has looked at.
-    (StatusCode::PRECONDITION_FAILED, &["PLAN_MOVED", "TABLE_MOVED"]),
+    (StatusCode::PRECONDITION_FAILED, &["PLAN_MOVED", "TABLE_MOVED", "TAG_MOVED"]),
     (StatusCode::PAYLOAD_TOO_LARGE, &["BODY_LIMIT"]),
     (StatusCode::UNPROCESSABLE_ENTITY, &["IDEMPOTENCY_REUSED"]),
     (StatusCode::PRECONDITION_REQUIRED, &["PRECONDITION_REQUIRED"]),
@@ -112,11 +133,15 @@ impl HttpProblem {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// Of an expired point, what is kept around it.
-    pub(super) fn with_nearest(self, neighbours: impl FnOnce() -> Neighbours) -> Self {
-        match self.status {
-            StatusCode::GONE => Self { nearest: serde_json::to_value(neighbours()).ok(), ..self },
-            _ => self,
+    /// Of a point that is not there, with what is kept around it: of every one that has expired, and of one that never was
+    /// where it has a place in time.
+    pub(super) fn of_point(failure: Failure, table: &LoadedTable, point: &Point) -> Self {
+        let problem = Self::from(failure);
+        match (problem.status, point) {
+            (StatusCode::GONE, _) | (StatusCode::NOT_FOUND, Point::AsOf(_) | Point::Cut(_)) => {
+                Self { nearest: serde_json::to_value(Neighbours::of(table, point)).ok(), ..problem }
+            }
+            _ => problem,
         }
     }
 
@@ -203,7 +228,7 @@ pub(super) struct Document<'a> {
     code: &'a str,
     /// As in the header `X-Request-Id`, the log and the audit trail.
     request_id: &'a str,
-    /// Of a state that has expired: what is kept around it.
+    /// Of a state that is not there: what is kept around it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Neighbours>, nullable = false)]
     nearest: Option<&'a serde_json::Value>,
@@ -241,7 +266,8 @@ pub(super) async fn render(mut request: Request, next: Next) -> Response {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            let challenge = if problem.code == LOGIN_REQUIRED { LOG_IN_AGAIN } else { "Bearer" };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(seconds) = problem.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
@@ -266,6 +292,8 @@ mod tests {
             ("ROLLBACK_OPEN", 409),
             ("NOT_HELD", 409),
             ("TABLE_MOVED", 412),
+            ("TAG_MOVED", 412),
+            ("TAG_NAME", 400),
             ("IDEMPOTENCY_REUSED", 422),
             ("PROPERTY_DAMAGED", 500),
         ] {

@@ -23,9 +23,10 @@ use super::operations::Operation;
 use super::plans::{KeptPlan, PLAN_TIME, Plans};
 use super::preconditions::{idempotency_key, request_digest, required};
 use super::problem::HttpProblem;
-use super::rows::point;
+use super::wish::point;
 use super::{Service, Shared};
 use crate::answer;
+use crate::failure::Failure;
 use crate::lake::Point;
 use crate::operate::rollback::{PlannedTable, Preview, PreviewedTable, begin, mirrors};
 use crate::shapes;
@@ -104,17 +105,13 @@ pub(super) async fn preview(
         true => service.check_scope_of_all(&principal, pipeline, config).await?,
         false => service.check_scope(&principal, &names).await?,
     }
-    let _permit = service.scan_permit()?;
+    let _permit = service.scan_permit(&principal)?;
     let _counted = service.metrics.scan();
     let tables = mirrors(&service.lake, pipeline, config, &names).await?;
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
     let preview = Preview::of(&service.lake, &service.config, pipeline, &tables, &point, &stop).await;
-    // A target that has expired is no address of this request, but the state that is in its way.
-    let preview = preview.map_err(|failure| match failure.problem.code {
-        "SNAPSHOT_EXPIRED" => HttpProblem::from(failure).with_status(StatusCode::CONFLICT),
-        _ => failure.into(),
-    })?;
+    let preview = preview.map_err(in_the_way)?;
     let now = Instant::now();
     let id = Uuid::now_v7().to_string();
     let kept = KeptPlan::new(id, principal.name.clone(), pipeline, preview.plan, now);
@@ -130,6 +127,14 @@ pub(super) async fn preview(
     let response = kept.etag.on(Json(shown).into_response());
     service.plans().keep(kept, now);
     Ok(response)
+}
+
+/// A target that has expired is no address of a request, but the state that is in its way.
+pub(super) fn in_the_way(failure: Failure) -> HttpProblem {
+    match failure.problem.code {
+        "SNAPSHOT_EXPIRED" => HttpProblem::from(failure).with_status(StatusCode::CONFLICT),
+        _ => failure.into(),
+    }
 }
 
 /// Confirm a rollback, on exactly what its plan has shown.

@@ -1,6 +1,6 @@
-//! Every address, the least role that may call it, and how long its answer may take: one list, of which the routes and the
-//! document about them (`openapi.rs`) are both made, so a handler without a description has no place in it. Only what says
-//! nothing about a lake is without a role. Not in it: `/metrics`, which has a port of its own.
+//! Every address, the least role that may call it, whether that wants a recent login, and how long its answer may take: one
+//! list, of which the routes and the document about them (`openapi.rs`) are both made, so a handler without a description has
+//! no place in it. Only what says nothing about a lake is without a role. Not in it: `/metrics`, which has a port of its own.
 
 use std::time::Duration;
 
@@ -17,7 +17,9 @@ use utoipa_axum::routes;
 
 use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
-use super::{Shared, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows, tables};
+use super::{
+    Shared, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep,
+};
 use crate::config::Role;
 
 /// How long an answer without rows may take (S6).
@@ -32,6 +34,8 @@ type Described = UtoipaMethodRouter<Shared>;
 pub(super) struct Route {
     /// The least that may call it; without one everybody may, and need not say who they are.
     pub(super) role: Option<Role>,
+    /// It takes rows away or lets go of them: no work for a browser that somebody has left open (S4).
+    pub(super) destructive: bool,
     time: Time,
     pub(super) described: Described,
 }
@@ -40,38 +44,46 @@ pub(super) struct Route {
 enum Time {
     /// [`ANSWER_TIME`].
     Answer,
-    /// It has no rows, but it reads them: the time of a scan.
+    /// It has no rows of tables, but it reads them, or what stands about all of them: the time of a scan.
     Scan,
     /// It has rows, and ends by itself (`pipe.rs`).
     Rows,
 }
 
 pub(super) fn all() -> Vec<Route> {
-    let open = |described: Described| Route { role: None, time: Time::Answer, described };
+    let open = |described: Described| Route { role: None, destructive: false, time: Time::Answer, described };
     let reader = |described: Described| Route { role: Some(Role::Reader), ..open(described) };
     let operator = |described: Described| Route { role: Some(Role::Operator), ..open(described) };
+    let destructive = |described: Described| Route { destructive: true, ..operator(described) };
     vec![
         reader(routes!(auth::me)),
         reader(routes!(tables::list)),
         reader(routes!(tables::describe)),
         reader(routes!(tables::snapshots)),
+        reader(routes!(tables::history)),
         reader(routes!(tables::references)),
+        reader(routes!(tags::show)),
+        operator(routes!(tags::set, tags::remove)),
         reader(routes!(tables::health)),
         Route { time: Time::Rows, ..reader(routes!(rows::get)) },
+        Route { time: Time::Rows, ..reader(routes!(rows::query)) },
         Route { time: Time::Rows, ..reader(routes!(diff::get)) },
         reader(routes!(pipelines::list)),
         reader(routes!(pipelines::show)),
         operator(routes!(pipelines::pause)),
         operator(routes!(pipelines::resume)),
-        operator(routes!(pipelines::resync)),
+        destructive(routes!(pipelines::resync)),
         Route { time: Time::Scan, ..operator(routes!(rollbacks::preview)) },
-        operator(routes!(rollbacks::confirm)),
+        destructive(routes!(rollbacks::confirm)),
         reader(routes!(operations::list)),
         reader(routes!(operations::show)),
-        operator(routes!(operations::undo)),
-        operator(routes!(operations::abort)),
-        operator(routes!(operations::accept)),
-        operator(routes!(operations::replay)),
+        destructive(routes!(operations::undo)),
+        destructive(routes!(operations::abort)),
+        destructive(routes!(operations::accept)),
+        destructive(routes!(operations::replay)),
+        Route { time: Time::Scan, ..operator(routes!(upkeep::maintain)) },
+        Route { time: Time::Scan, ..reader(routes!(upkeep::history)) },
+        operator(routes!(upkeep::show)),
         open(routes!(openapi::show)),
         open(routes!(console::page)),
         open(routes!(console::slash)),
@@ -85,7 +97,7 @@ impl Route {
     fn add_to(self, router: Router<Shared>, service: &Shared) -> Router<Shared> {
         let (_, described, mut handlers) = self.described;
         if let Some(role) = self.role {
-            let guard = Guard { service: Shared::clone(service), role };
+            let guard = Guard { service: Shared::clone(service), role, recent_login: self.destructive };
             handlers = handlers.layer(from_fn_with_state(guard, auth::check));
         }
         let handlers = match self.time {

@@ -1,12 +1,15 @@
-//! What stands about tables: which there are, one of them, its snapshots, references and health.
+//! What stands about tables: which there are, one of them, its snapshots, history, references and health.
+
+use std::collections::HashSet;
 
 use axum::Extension;
 use axum::Json;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use iceberg::spec::{SnapshotReference, SnapshotRetention};
+use iceberg::spec::{SnapshotLog, SnapshotReference, SnapshotRetention};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{self, is_control};
 use lakehouse_core::schema::TableName;
@@ -16,12 +19,15 @@ use utoipa::{IntoParams, ToSchema};
 use super::Shared;
 use super::auth::Principal;
 use super::etag::Etag;
+use super::page::PageWish;
 use super::problem::HttpProblem;
+use super::wish::query;
+use crate::answer;
 use crate::failure::Failure;
 use crate::lake::Lake;
 use crate::upkeep::check_maintained;
 use crate::verbs::health;
-use crate::verbs::snapshots::Snapshots;
+use crate::verbs::snapshots::{Snapshots, age};
 use crate::verbs::tables::Table;
 
 /// How an address names a table.
@@ -61,21 +67,29 @@ impl Named {
 #[derive(Serialize, ToSchema)]
 struct Tables {
     tables: Vec<Table>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    next_page_token: Option<String>,
 }
 
 /// List tables.
 #[utoipa::path(
-    get, path = "/v1/tables", operation_id = "list_tables", tag = "tables",
+    get, path = "/v1/tables", operation_id = "list_tables", tag = "tables", params(PageWish),
     responses((status = 200, description = "The tables that the token may see", body = Tables, headers(("ETag" = String))))
 )]
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
     headers: HeaderMap,
+    wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let mut loaded = service.lake.tables(None).await?;
-    loaded.retain(|table| principal.may_see(&table.name));
-    let states: Vec<String> = loaded.iter().map(|table| format!("{} {}", table.metadata.uuid(), table.token)).collect();
+    let wish = query(wish)?;
+    let mut names = service.lake.names(None).await?;
+    names.retain(|name| principal.may_see(name));
+    let page = service.page_key.page(&wish, &["tables"], names, |name| (name.namespace.clone(), name.name.clone()))?;
+    let loaded = service.lake.loaded(&page.items).await?;
+    let states = loaded.iter().map(|table| format!("{} {}", table.metadata.uuid(), table.token));
+    let states: Vec<String> = states.chain(page.next.clone()).collect();
     let etag = Etag::of(&states.iter().map(String::as_str).collect::<Vec<_>>());
     if let Some(unchanged) = etag.unchanged(&headers) {
         return Ok(unchanged);
@@ -84,7 +98,7 @@ pub(super) async fn list(
     for table in &loaded {
         tables.push(Table::of(&service.lake, table).await?);
     }
-    Ok(etag.on(Json(Tables { tables }).into_response()))
+    Ok(etag.on(Json(Tables { tables, next_page_token: page.next }).into_response()))
 }
 
 /// A table with its columns.
@@ -138,12 +152,22 @@ pub(super) async fn describe(
     Ok(etag.on(Json(described).into_response()))
 }
 
+/// Some snapshots of a table.
+#[derive(Serialize, ToSchema)]
+struct SnapshotPage {
+    #[serde(flatten)]
+    snapshots: Snapshots,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    next_page_token: Option<String>,
+}
+
 /// List the snapshots of a table, oldest first.
 #[utoipa::path(
     get, path = "/v1/tables/{namespace}/{table}/snapshots", operation_id = "list_snapshots", tag = "tables",
-    params(InPath),
+    params(InPath, PageWish),
     responses(
-        (status = 200, description = "What each has changed", body = Snapshots, headers(("ETag" = String))),
+        (status = 200, description = "What each has changed", body = SnapshotPage, headers(("ETag" = String))),
         (status = 404, description = "There is no such table"),
     )
 )]
@@ -151,10 +175,90 @@ pub(super) async fn snapshots(
     State(service): State<Shared>,
     named: Named,
     headers: HeaderMap,
+    wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
+    let wish = query(wish)?;
     let table = named.load(&service.lake).await?;
-    let etag = Etag::of_table(&table);
-    Ok(etag.unchanged(&headers).unwrap_or_else(|| etag.on(Json(Snapshots::of(&table)).into_response())))
+    let uuid = table.metadata.uuid().to_string();
+    let known = table.metadata.snapshots().cloned().collect();
+    let page = service.page_key.page(&wish, &["snapshots", &uuid], known, age)?;
+    let etag = Etag::of_page(&table, &page);
+    if let Some(unchanged) = etag.unchanged(&headers) {
+        return Ok(unchanged);
+    }
+    let snapshots = Snapshots::of(&table, &page.items);
+    Ok(etag.on(Json(SnapshotPage { snapshots, next_page_token: page.next }).into_response()))
+}
+
+/// Which snapshot was current from when.
+#[derive(Serialize, ToSchema)]
+struct History {
+    table: String,
+    history: Vec<Turn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    next_page_token: Option<String>,
+}
+
+/// From when on a snapshot was the current one.
+#[derive(Serialize, ToSchema)]
+struct Turn {
+    current_from: String,
+    snapshot_id: String,
+    parent_id: Option<String>,
+    /// The present state has come from it; not so of what was set aside by moving a reference back.
+    is_ancestor: bool,
+}
+
+/// List which snapshot of a table was current from when, oldest first.
+///
+/// It is what `as_of` goes by: the table's own log, which ends before the oldest gap.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/history", operation_id = "list_history", tag = "tables",
+    params(InPath, PageWish),
+    responses(
+        (status = 200, description = "As far as all of them are kept", body = History, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
+pub(super) async fn history(
+    State(service): State<Shared>,
+    named: Named,
+    headers: HeaderMap,
+    wish: Result<Query<PageWish>, QueryRejection>,
+) -> Result<Response, HttpProblem> {
+    let wish = query(wish)?;
+    let table = named.load(&service.lake).await?;
+    let uuid = table.metadata.uuid().to_string();
+    let log = table.metadata.history().to_vec();
+    let page = service.page_key.page(&wish, &["history", &uuid], log, |turn| (turn.timestamp_ms, turn.snapshot_id))?;
+    let etag = Etag::of_page(&table, &page);
+    if let Some(unchanged) = etag.unchanged(&headers) {
+        return Ok(unchanged);
+    }
+    let ancestors = ancestors(&table);
+    let turn = |turn: &SnapshotLog| {
+        let snapshot = table.metadata.snapshot_by_id(turn.snapshot_id);
+        Turn {
+            current_from: answer::time(turn.timestamp_ms),
+            snapshot_id: turn.snapshot_id.to_string(),
+            parent_id: snapshot.and_then(|snapshot| snapshot.parent_snapshot_id()).map(|id| id.to_string()),
+            is_ancestor: ancestors.contains(&turn.snapshot_id),
+        }
+    };
+    let history = page.items.iter().map(turn).collect();
+    let answer = History { table: table.name.to_string(), history, next_page_token: page.next };
+    Ok(etag.on(Json(answer).into_response()))
+}
+
+/// The current snapshot and those that it has come from, as far as they are kept.
+fn ancestors(table: &LoadedTable) -> HashSet<i64> {
+    let mut found = HashSet::new();
+    let mut next = table.metadata.current_snapshot();
+    while let Some(snapshot) = next.filter(|snapshot| found.insert(snapshot.snapshot_id())) {
+        next = snapshot.parent_snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id));
+    }
+    found
 }
 
 /// Branches and tags of a table.
@@ -162,6 +266,9 @@ pub(super) async fn snapshots(
 struct References {
     table: String,
     refs: Vec<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    next_page_token: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -174,7 +281,8 @@ struct Reference {
 
 /// List the branches and tags of a table.
 #[utoipa::path(
-    get, path = "/v1/tables/{namespace}/{table}/refs", operation_id = "list_refs", tag = "tables", params(InPath),
+    get, path = "/v1/tables/{namespace}/{table}/refs", operation_id = "list_refs", tag = "tables",
+    params(InPath, PageWish),
     responses(
         (status = 200, description = "Each with its snapshot", body = References, headers(("ETag" = String))),
         (status = 404, description = "There is no such table"),
@@ -184,9 +292,14 @@ pub(super) async fn references(
     State(service): State<Shared>,
     named: Named,
     headers: HeaderMap,
+    wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
+    let wish = query(wish)?;
     let table = named.load(&service.lake).await?;
-    let etag = Etag::of_table(&table);
+    let uuid = table.metadata.uuid().to_string();
+    let known = commit::references(&table).into_iter().collect();
+    let page = service.page_key.page(&wish, &["refs", &uuid], known, |(name, _): &(String, _)| name.clone())?;
+    let etag = Etag::of_page(&table, &page);
     if let Some(unchanged) = etag.unchanged(&headers) {
         return Ok(unchanged);
     }
@@ -197,8 +310,9 @@ pub(super) async fn references(
         };
         Reference { name, kind, snapshot_id: found.snapshot_id.to_string() }
     };
-    let refs = commit::references(&table).into_iter().map(reference).collect();
-    Ok(etag.on(Json(References { table: table.name.to_string(), refs }).into_response()))
+    let refs = page.items.into_iter().map(reference).collect();
+    let answer = References { table: table.name.to_string(), refs, next_page_token: page.next };
+    Ok(etag.on(Json(answer).into_response()))
 }
 
 /// Measure how well a table can be read. It has no tag: ages in it grow by themselves.

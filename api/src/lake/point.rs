@@ -5,13 +5,13 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use iceberg::spec::SnapshotRef;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::commit::named_snapshots;
+use lakehouse_core::commit::{named_snapshots, properties, recorded_cuts};
 use lakehouse_core::position::Position;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{Lake, as_of, by_cut, by_id, by_tag, newest, table_state};
+use super::{Lake, as_of, by_cut, by_id, by_tag, expired, newest, summary_text, table_state};
 use crate::answer;
 use crate::config::Config;
 use crate::failure::Failure;
@@ -51,10 +51,16 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
+    /// Whether the rows agree with those of the pipeline's other tables at the same cut, or are this table's alone.
+    pub(crate) fn consistency(&self) -> &'static str {
+        if self.cut.is_some() { "cut" } else { "per_table" }
+    }
+
     /// What an answer with rows says before them.
     pub(crate) fn head(&self, table: &LoadedTable) -> Map<String, Value> {
         let mut head = Map::new();
         head.insert("table".to_owned(), json!(table.name.to_string()));
+        head.insert("consistency".to_owned(), json!(self.consistency()));
         let snapshot = self.snapshot.as_ref();
         head.insert("snapshot_id".to_owned(), json!(snapshot.map(|snapshot| snapshot.snapshot_id().to_string())));
         head.insert("committed_at".to_owned(), json!(snapshot.map(|snapshot| answer::time(snapshot.timestamp_ms()))));
@@ -73,11 +79,25 @@ impl Lake {
     pub(crate) async fn find(&self, config: &Config, table: &LoadedTable, point: &Point) -> Result<Chosen, Failure> {
         match point {
             Point::Newest => Ok(newest(table)),
-            Point::Snapshot(id) => by_id(table, *id),
+            Point::Snapshot(id) => match by_id(table, *id) {
+                Err(failure)
+                    if failure.problem.code == "SNAPSHOT_UNKNOWN" && self.has_cut(config, table, *id).await =>
+                {
+                    Err(expired(table, format!("snapshot {id} has expired"), &[]))
+                }
+                found => found,
+            },
             Point::AsOf(time) => as_of(table, *time),
             Point::Tag(tag) => by_tag(table, tag),
             Point::Cut(position) => by_cut(table, &self.control_of(config, table).await?, *position),
         }
+    }
+
+    /// Whether a cut names the snapshot, which the table itself may have forgotten.
+    async fn has_cut(&self, config: &Config, table: &LoadedTable, id: i64) -> bool {
+        let (name, id) = (table.name.to_string(), id.to_string());
+        let control = self.control_of(config, table).await;
+        control.is_ok_and(|control| recorded_cuts(&control).iter().any(|cut| cut.tables.get(&name) == Some(&id)))
     }
 
     /// The id of the snapshot at a point.
@@ -127,8 +147,8 @@ pub(crate) struct Neighbour {
 }
 
 impl Neighbours {
-    /// Around a point that has expired: of a snapshot's id, the time of the one that was built on it; of what has no time
-    /// of its own, the oldest that is kept.
+    /// Around a point that is not there: of a snapshot's id, the time of the one that was built on it; of a cut, that of the
+    /// newest snapshot up to its position; of what has no time of its own, the oldest that is kept.
     pub(crate) fn of(table: &LoadedTable, point: &Point) -> Self {
         let time = match point {
             Point::AsOf(time) => time.timestamp_millis(),
@@ -137,11 +157,18 @@ impl Neighbours {
                 let child = snapshots.find(|snapshot| snapshot.parent_snapshot_id() == Some(*id));
                 child.map_or(i64::MIN, |child| child.timestamp_ms() - 1)
             }
-            Point::Newest | Point::Tag(_) | Point::Cut(_) => i64::MIN,
+            Point::Cut(position) => {
+                let ends = |snapshot: &SnapshotRef| summary_text(snapshot, properties::TO)?.parse::<Position>().ok();
+                let before = |snapshot: &&SnapshotRef| ends(snapshot).is_some_and(|end| end <= *position);
+                let times = table.metadata.snapshots().filter(before).map(|snapshot| snapshot.timestamp_ms());
+                times.max().unwrap_or(i64::MIN)
+            }
+            Point::Newest | Point::Tag(_) => i64::MIN,
         };
         let mut names = named_snapshots(table);
         names.values_mut().for_each(|names| names.retain(|name| name != "main"));
         let at = |snapshot: &SnapshotRef| snapshot.timestamp_ms();
+        let age = |snapshot: &&SnapshotRef| (snapshot.timestamp_ms(), snapshot.sequence_number());
         let neighbour = |snapshot: &SnapshotRef| Neighbour {
             snapshot_id: snapshot.snapshot_id().to_string(),
             committed_at: answer::time(snapshot.timestamp_ms()),
@@ -151,14 +178,8 @@ impl Neighbours {
         let tagged =
             |snapshot: &&SnapshotRef| names.get(&snapshot.snapshot_id()).is_some_and(|names| !names.is_empty());
         Self {
-            older: snapshots()
-                .filter(|snapshot| at(snapshot) <= time)
-                .max_by_key(|snapshot| at(snapshot))
-                .map(neighbour),
-            newer: snapshots()
-                .filter(|snapshot| at(snapshot) > time)
-                .min_by_key(|snapshot| at(snapshot))
-                .map(neighbour),
+            older: snapshots().filter(|snapshot| at(snapshot) <= time).max_by_key(age).map(neighbour),
+            newer: snapshots().filter(|snapshot| at(snapshot) > time).min_by_key(age).map(neighbour),
             tag: snapshots().filter(tagged).min_by_key(|snapshot| at(snapshot).abs_diff(time)).map(neighbour),
         }
     }

@@ -57,7 +57,7 @@ pub(crate) async fn heads<'a>(
 /// What has moved since a person looked has exit code 3: nothing was changed.
 pub(super) fn moved(problem: Problem) -> Failure {
     match problem.code {
-        "CUT_NOT_REACHED" | "TABLE_MOVED" | "FENCED" | "ROLLBACK_OPEN" => {
+        "CUT_NOT_REACHED" | "TABLE_MOVED" | "TAG_MOVED" | "FENCED" | "ROLLBACK_OPEN" => {
             let remedy = match problem.reaction {
                 Reaction::Retry => "try again; nothing was changed".to_owned(),
                 Reaction::Halt | Reaction::HaltTable => problem.remedy,

@@ -18,7 +18,7 @@ pub(super) async fn run(context: &Context, arguments: Rows) -> Result<Exit, Fail
     let snapshot = chosen.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id());
     let reader = TableReader::at(&lake.storage, &table, snapshot).await?;
     let filter = arguments.filter.map(Where::Sql);
-    let reading = Reading::new(&table.name, &reader, &arguments.select, filter.as_ref())?;
+    let reading = Reading::new(&table.name, &reader, &arguments.select, filter.as_ref(), &[])?;
     let out = BufWriter::new(io::stdout());
     let schema = &reading.schema;
     let mut output = match (context.json, arguments.format) {

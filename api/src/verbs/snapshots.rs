@@ -13,7 +13,7 @@ use crate::answer::{self, or_dash};
 use crate::failure::{Exit, Failure};
 use crate::lake::{Lake, summary_number, summary_text};
 
-/// The snapshots of a table, oldest first.
+/// Snapshots of a table, oldest first.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Snapshots {
     table: String,
@@ -37,7 +37,9 @@ struct Snapshot {
 
 pub(super) async fn run(context: &Context, name: &TableName) -> Result<Exit, Failure> {
     let table = Lake::open(&context.config).await?.table(name).await?;
-    let answer = Snapshots::of(&table);
+    let mut known: Vec<SnapshotRef> = table.metadata.snapshots().cloned().collect();
+    known.sort_by_key(age);
+    let answer = Snapshots::of(&table, &known);
     match context.json {
         true => answer::json(&answer)?,
         false => print(&answer.snapshots)?,
@@ -46,10 +48,9 @@ pub(super) async fn run(context: &Context, name: &TableName) -> Result<Exit, Fai
 }
 
 impl Snapshots {
-    pub(crate) fn of(table: &LoadedTable) -> Self {
+    /// Some of a table's snapshots, in this order.
+    pub(crate) fn of(table: &LoadedTable, known: &[SnapshotRef]) -> Self {
         let mut names = named_snapshots(table);
-        let mut known: Vec<&SnapshotRef> = table.metadata.snapshots().collect();
-        known.sort_by_key(|snapshot| (snapshot.sequence_number(), snapshot.timestamp_ms()));
         let snapshot = |snapshot: &SnapshotRef| {
             let mut tags = names.remove(&snapshot.snapshot_id()).unwrap_or_default();
             tags.retain(|tag| tag != "main");
@@ -68,8 +69,13 @@ impl Snapshots {
                 tags,
             }
         };
-        Self { table: table.name.to_string(), snapshots: known.into_iter().map(snapshot).collect() }
+        Self { table: table.name.to_string(), snapshots: known.iter().map(snapshot).collect() }
     }
+}
+
+/// Orders the snapshots of a table, oldest first.
+pub(crate) fn age(snapshot: &SnapshotRef) -> (i64, i64, i64) {
+    (snapshot.sequence_number(), snapshot.timestamp_ms(), snapshot.snapshot_id())
 }
 
 fn kind(snapshot: &SnapshotRef) -> String {

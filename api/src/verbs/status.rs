@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use cdc_dynamodb::MismatchCounts;
 use chrono::Utc;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, RESYNC_REQUESTED, properties};
+use lakehouse_core::commit::{CHANGES_MISSED, ControlState, Cut, Divergence, RESYNC_REQUESTED, properties};
 use lakehouse_core::position::Position;
+use lakehouse_core::quarantine::QUARANTINE_LIMIT;
 use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
 use tracing::warn;
@@ -72,6 +73,10 @@ pub(crate) struct Table {
     snapshot_id: Option<String>,
     #[schema(value_type = Option<shapes::Position>)]
     position: Option<Position>,
+    /// The position behind which its rows are not its source's, because a person has wanted it so; until a resync.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<shapes::Position>, nullable = false)]
+    diverged_since: Option<Position>,
     /// Values that were not of their column's type and stand in `_rest`, by attribute, as far as the worker on this machine
     /// has counted them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -93,6 +98,8 @@ enum State {
     Paused,
     /// A rollback holds its mirror.
     PausedDiverged,
+    /// Too much of it could not be mapped.
+    Quarantined,
     Halted,
 }
 
@@ -104,6 +111,7 @@ impl State {
             Self::Streaming => "streaming",
             Self::Paused => "paused",
             Self::PausedDiverged => "paused_diverged",
+            Self::Quarantined => "quarantined",
             Self::Halted => "halted",
         }
     }
@@ -208,6 +216,7 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut, counts: &Mismatc
         state: match (left, state.position, &state.copy) {
             (Some(left), _, _) if left.code == RESYNC_REQUESTED => State::Copying,
             (Some(left), _, _) if left.is_held() || left.code == CHANGES_MISSED => State::PausedDiverged,
+            (Some(left), _, _) if left.code == QUARANTINE_LIMIT => State::Quarantined,
             (Some(_), _, _) => State::Halted,
             (None, Some(_), _) => State::Streaming,
             (None, None, Some(_)) => State::Copying,
@@ -217,6 +226,7 @@ fn one_table(table: &LoadedTable, rows: Option<u64>, cut: &Cut, counts: &Mismatc
         rows,
         snapshot_id: table.snapshot_id().map(|id| id.to_string()),
         position: left.map(|left| left.position).or(state.position),
+        diverged_since: Divergence::of(table)?.map(|divergence| divergence.since),
         mismatches: match lake::kind(table) {
             Kind::Mirror => source.and_then(|source| counts.get(source)).cloned().unwrap_or_default(),
             Kind::History | Kind::Quarantine | Kind::Maintenance | Kind::Other => BTreeMap::new(),
@@ -300,6 +310,12 @@ fn print_tables(tables: &[Table]) -> Result<(), Failure> {
         let counts: Vec<String> =
             table.mismatches.iter().map(|(attribute, count)| format!("{attribute} {count}")).collect();
         answer::line(&format!("{}: values of another type, in _rest: {}", table.table, counts.join(", ")))?;
+    }
+    for (table, since) in tables.iter().filter_map(|table| Some((table, table.diverged_since?))) {
+        answer::line(&format!(
+            "{}: not as its source since {since}, as a person wanted; a resync ends that",
+            table.table
+        ))?;
     }
     for (table, count) in tables.iter().filter_map(|table| Some((table, table.quarantined.filter(|count| *count > 0)?)))
     {

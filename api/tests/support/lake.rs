@@ -38,6 +38,25 @@ pub(crate) async fn installation() -> Installation {
 /// The same with more in its configuration, and more rows that are inserted last, up to 0/190.
 pub(crate) async fn installation_with(config: &str, more: &[Row<'_>]) -> Installation {
     let installation = Installation::new(&format!("{CONFIG}{config}"));
+    let schema = Arc::new(schema());
+    let start = Position::new(0x64);
+    let mut lakehouse = open(&installation, start, vec![Arc::clone(&schema)]).await;
+    let rows = [(1, Some("Ann"), Some(150)), (2, Some("Bob \"B\", Jr."), None), (3, Some(""), Some(-5))];
+    copy(&mut lakehouse, &schema, start, &columns(&rows)).await;
+
+    use Operation::{Delete, Insert, Update};
+    let rows = [(Update, (2, Some("Bea"), Some(1))), (Delete, (3, None, None)), (Insert, (4, None, Some(99)))];
+    commit_rows(&mut lakehouse, &schema, 0xC8, &rows).await;
+    commit_rows(&mut lakehouse, &schema, 0x12C, &[(Insert, (5, Some("Eve"), None))]).await;
+    if !more.is_empty() {
+        let inserts: Vec<_> = more.iter().map(|row| (Insert, *row)).collect();
+        commit_rows(&mut lakehouse, &schema, 0x190, &inserts).await;
+    }
+    installation
+}
+
+/// The pipeline `app` of an installation, whose lake is empty.
+pub(crate) async fn open(installation: &Installation, start: Position, schemas: Vec<Arc<TableSchema>>) -> Lakehouse {
     let lake = installation.path().join("lake");
     let storage = Storage::local();
     let catalog = SqliteCatalog::open(&lake.join("catalog.db"), &lake.join("warehouse"), storage.clone());
@@ -54,48 +73,49 @@ pub(crate) async fn installation_with(config: &str, more: &[Row<'_>]) -> Install
         give_way: GiveWay::default(),
         planted: Planted::none(),
     };
-    let schema = Arc::new(schema());
-    let start = Position::new(0x64);
-    let lakehouse = Lakehouse::go(environment, control, "test".to_owned(), start, vec![Arc::clone(&schema)]).await;
-    let mut lakehouse = lakehouse.expect("a new lake");
-
-    let mut copy = lakehouse.begin_copy(&schema.source).await.expect("a copy");
-    let mut writer = copy.target().writer().expect("a writer");
-    let rows = [(1, Some("Ann"), Some(150)), (2, Some("Bob \"B\", Jr."), None), (3, Some(""), Some(-5))];
-    writer.write(&schema, &columns(&rows)).expect("rows fit");
-    copy.commit_chunk(writer.finish().expect("files")).await.expect("a chunk");
-    lakehouse.finish_copy(copy, start).await.expect("a copied table");
-
-    use Operation::{Delete, Insert, Update};
-    let rows = [(Update, (2, Some("Bea"), Some(1))), (Delete, (3, None, None)), (Insert, (4, None, Some(99)))];
-    commit(&mut lakehouse, &schema, 0xC8, &rows).await;
-    commit(&mut lakehouse, &schema, 0x12C, &[(Insert, (5, Some("Eve"), None))]).await;
-    if !more.is_empty() {
-        let inserts: Vec<_> = more.iter().map(|row| (Insert, *row)).collect();
-        commit(&mut lakehouse, &schema, 0x190, &inserts).await;
-    }
-    installation
+    let lakehouse = Lakehouse::go(environment, control, "test".to_owned(), start, schemas).await;
+    lakehouse.expect("a new lake")
 }
 
-async fn commit(lakehouse: &mut Lakehouse, schema: &Arc<TableSchema>, to: u64, changes: &[(Operation, Row<'_>)]) {
+/// The rows that a table has when its pipeline begins.
+pub(crate) async fn copy(lakehouse: &mut Lakehouse, schema: &Arc<TableSchema>, at: Position, rows: &[ArrayRef]) {
+    let mut copy = lakehouse.begin_copy(&schema.source).await.expect("a copy");
+    let mut writer = copy.target().writer().expect("a writer");
+    writer.write(schema, rows).expect("rows fit");
+    copy.commit_chunk(writer.finish().expect("files")).await.expect("a chunk");
+    lakehouse.finish_copy(copy, at).await.expect("a copied table");
+}
+
+async fn commit_rows(lakehouse: &mut Lakehouse, schema: &Arc<TableSchema>, to: u64, changes: &[(Operation, Row<'_>)]) {
+    let rows: Vec<Row<'_>> = changes.iter().map(|(_, row)| *row).collect();
+    let operations = changes.iter().map(|(operation, _)| *operation).collect();
+    commit(lakehouse, to, vec![(Arc::clone(schema), operations, columns(&rows))]).await;
+}
+
+/// What has happened to the rows of one table.
+pub(crate) type Changes = (Arc<TableSchema>, Vec<Operation>, Vec<ArrayRef>);
+
+/// One batch, and the cut behind it.
+pub(crate) async fn commit(lakehouse: &mut Lakehouse, to: u64, changes: Vec<Changes>) {
     let origin = |ordinal: usize| Origin {
         commit: Position::new(to),
         committed_at: 1_700_000_000_000_000,
         transaction: 7,
         ordinal: i32::try_from(ordinal).expect("few changes"),
     };
-    let rows: Vec<Row<'_>> = changes.iter().map(|(_, row)| *row).collect();
     let mut batch = Batch::default();
-    batch.absorb(ChangeChunk {
-        lanes: None,
-        quarantined: Vec::new(),
-        schema: Arc::clone(schema),
-        operations: changes.iter().map(|(operation, _)| *operation).collect(),
-        origins: (0..changes.len()).map(origin).collect(),
-        rows: columns(&rows),
-        before: None,
-        unchanged: vec![],
-    });
+    for (schema, operations, rows) in changes {
+        batch.absorb(ChangeChunk {
+            lanes: None,
+            quarantined: Vec::new(),
+            schema,
+            origins: (0..operations.len()).map(origin).collect(),
+            operations,
+            rows,
+            before: None,
+            unchanged: vec![],
+        });
+    }
     batch.close_at(Position::new(to));
     let Written::Batch(written) = lakehouse.write(batch).await.expect("files") else { panic!("a closed batch") };
     lakehouse.commit(written).await.expect("a commit").expect("a cut");
@@ -112,7 +132,7 @@ fn schema() -> TableSchema {
     };
     TableSchema {
         many_lanes: false,
-        quarantine: false,
+        quarantine: None,
         source: "public.orders".to_owned(),
         mirror: TableName::new("app", "orders"),
         columns: vec![

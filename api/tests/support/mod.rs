@@ -1,9 +1,11 @@
 //! The real binary in a folder of its own, asked as a script would ask it; and a lake for it to answer about.
 
 pub(crate) mod browser;
+pub(crate) mod changing;
+pub(crate) mod issuer;
 pub(crate) mod lake;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -74,8 +76,14 @@ impl Installation {
         answer.json()
     }
 
+    /// What it logs goes to [`Installation::log`].
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts")
+        let log = File::options().create(true).append(true).open(self.path().join("log")).expect("a log");
+        self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().expect("the binary starts")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path().join("log")).expect("a log")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -142,6 +142,7 @@ fn mapping(items: &ItemSchema) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lakehouse_core::quarantine::QuarantineLimit;
     use lakehouse_core::schema::TableName;
 
     use super::*;
@@ -157,6 +158,7 @@ mod tests {
             partition: Vec::new(),
             history: false,
             old_images: true,
+            quarantine_limit: QuarantineLimit::default(),
         };
         table.schema().unwrap()
     }

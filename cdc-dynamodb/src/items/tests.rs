@@ -5,6 +5,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Date32Type, Decimal128Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow_array::{Array, ArrayRef};
 use fastrand::Rng;
+use lakehouse_core::quarantine::QuarantineLimit;
 use lakehouse_core::schema::arrow_schema;
 
 use super::types::InvalidType;
@@ -28,6 +29,7 @@ fn table(declared: Vec<DeclaredColumn>) -> ItemTable {
         partition: vec![],
         history: true,
         old_images: true,
+        quarantine_limit: QuarantineLimit::default(),
     }
 }
 

@@ -51,6 +51,11 @@ impl Lake {
         Self::with(CATALOG)
     }
 
+    /// The same, and whoever can connect to the address reads.
+    pub(crate) fn serving(address: &str) -> Result<Self> {
+        Self::with(&format!("{CATALOG}\n[api]\nlisten = \"{address}\"\nallow_anonymous = true\n"))
+    }
+
     /// The same as [`Lake::new`], with further sections of the configuration.
     pub(crate) fn new_with(server: &Server, sections: &str) -> Result<Self> {
         let configuration = format!("{}{sections}", configuration(server.port()));

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::churn::{self, Churned};
 use crate::dynamodb::Followed;
+use crate::http_read::{self, ReadOver};
 use crate::maintenance::{self, Compacted};
 use crate::requests::Requested;
 use crate::shape::Shape;
@@ -78,6 +79,7 @@ pub(crate) struct Report {
     followed: Vec<Followed>,
     compacted: Vec<Compacted>,
     churned: Vec<Churned>,
+    read: Option<ReadOver>,
 }
 
 impl Sample {
@@ -167,6 +169,7 @@ impl Report {
             followed: Vec::new(),
             compacted: Vec::new(),
             churned: Vec::new(),
+            read: None,
         }
     }
 
@@ -190,6 +193,11 @@ impl Report {
         self.compacted.push(compacted);
     }
 
+    pub(crate) fn add_read(&mut self, read: ReadOver) {
+        self.print(&read, &read.to_string());
+        self.read = Some(read);
+    }
+
     pub(crate) fn add_churned(&mut self, churned: Churned) {
         self.print(&churned, &churned.to_string());
         self.churned.push(churned);
@@ -209,6 +217,7 @@ impl Report {
             println!("{}", followed_verdict(&self.followed));
             maintenance::verdicts(&self.compacted).iter().for_each(|line| println!("{line}"));
             println!("{}", churn::verdict(&self.churned));
+            println!("{}", http_read::verdict(self.read.as_ref()));
         }
     }
 }

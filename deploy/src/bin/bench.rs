@@ -5,7 +5,7 @@
 //! Absolute rates say more about the machine than about the product, so every figure is a ratio to a reference that
 //! does nothing with what it reads. Both are whole processes, measured from outside; rounds alternate and the best
 //! counts. Requests per commit are counted, and need no reference; DynamoDB stands beside a client that only fetches,
-//! compaction beside DuckDB, and a table that is changed and kept up beside a fresh one.
+//! compaction and reading over HTTP beside DuckDB, and a table that is changed and kept up beside a fresh one.
 //! Everything lives in one temporary folder and in processes that end with this one.
 
 use std::error::Error;
@@ -19,6 +19,8 @@ mod copy;
 mod dynamodb;
 #[path = "../bench/fragments.rs"]
 mod fragments;
+#[path = "../bench/http_read.rs"]
+mod http_read;
 #[path = "../bench/lake.rs"]
 mod lake;
 #[path = "../bench/maintenance.rs"]
@@ -144,7 +146,8 @@ async fn main() -> ExitCode {
     let jobs = maintenance::JOBS.into_iter().filter(|job| job.name().contains(&options.filter));
     let jobs: Vec<_> = jobs.collect();
     let churns = churn::NAME.contains(&options.filter);
-    if plan.is_empty() && counted.is_empty() && followed.is_empty() && jobs.is_empty() && !churns {
+    let reads = http_read::name().contains(&options.filter);
+    if plan.is_empty() && counted.is_empty() && followed.is_empty() && jobs.is_empty() && !churns && !reads {
         eprintln!("bench: no bench contains {:?}", options.filter);
         return ExitCode::from(2);
     }
@@ -157,6 +160,10 @@ async fn main() -> ExitCode {
     for job in jobs {
         let measured = maintenance::measure(job, options.quick).await;
         count(job.name(), measured.map(|compacted| report.add_compacted(compacted)), &mut failures);
+    }
+    if reads {
+        let measured = http_read::measure(options.quick).await;
+        count(&http_read::name(), measured.map(|read| report.add_read(read)), &mut failures);
     }
     for part in followed {
         let measured = dynamodb::measure(part, options.rows, options.quick).await;

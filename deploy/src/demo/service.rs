@@ -56,6 +56,8 @@ pub(crate) struct Snapshot {
     pub(crate) id: String,
     pub(crate) committed_at: String,
     pub(crate) kind: String,
+    /// The position that the table had before it; only of one that moved it.
+    pub(crate) from: Option<String>,
     pub(crate) inserted: u64,
     pub(crate) updated: u64,
     pub(crate) deleted: u64,
@@ -139,6 +141,7 @@ impl Lakehouse {
             id: text(&snapshot["snapshot_id"]),
             committed_at: text(&snapshot["committed_at"]),
             kind: text(&snapshot["kind"]),
+            from: snapshot["from"].as_str().map(str::to_owned),
             inserted: number(&snapshot["inserted"]),
             updated: number(&snapshot["updated"]),
             deleted: number(&snapshot["deleted"]),

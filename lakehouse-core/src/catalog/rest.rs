@@ -191,6 +191,17 @@ fn requirements(base: &LoadedTable, updates: &[TableUpdate]) -> Vec<TableRequire
         let last_assigned_partition_id = metadata.last_partition_id();
         required.push(TableRequirement::LastAssignedPartitionIdMatch { last_assigned_partition_id });
     }
+    // A tag is set or taken away on what stood there, nothing included (protocol F2).
+    for update in updates {
+        let (TableUpdate::SetSnapshotRef { ref_name, .. } | TableUpdate::RemoveSnapshotRef { ref_name }) = update
+        else {
+            continue;
+        };
+        if ref_name != MAIN_BRANCH {
+            let snapshot_id = metadata.snapshot_for_ref(ref_name).map(|snapshot| snapshot.snapshot_id());
+            required.push(TableRequirement::RefSnapshotIdMatch { r#ref: ref_name.clone(), snapshot_id });
+        }
+    }
     // A tag that has moved since may point at what is to go (protocol F2). One that is new cannot be asserted.
     if updates.iter().any(|update| matches!(update, TableUpdate::RemoveSnapshots { .. })) {
         for (id, names) in crate::commit::named_snapshots(base) {

@@ -94,6 +94,23 @@ impl LeftTable {
     }
 }
 
+/// A person wants applied what can be mapped by now of a table's quarantine (reliability requirements Q3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineReplay {
+    /// Names the lane that its changes come in. It is done once the cut has that lane, so it may stay here.
+    pub id: String,
+    /// The cut's then: a copy that begins behind it has made it void.
+    pub position: Position,
+    pub reason: String,
+}
+
+impl QuarantineReplay {
+    /// Name of its lane; a source's own lanes are called otherwise.
+    pub fn lane(&self) -> String {
+        format!("replay/{}", self.id)
+    }
+}
+
 /// A position that a landed cut holds. Only this module makes one, so nothing else can be acknowledged (protocol C2).
 #[derive(Clone, Debug)]
 pub struct DurablePosition(Boundary);
@@ -123,6 +140,8 @@ pub struct ControlState {
     pub intent: Option<String>,
     /// The last rollback.
     pub journal: Option<Journal>,
+    /// By name at the source, the last one each.
+    pub replays: BTreeMap<String, QuarantineReplay>,
     /// Why the pipeline is to stand still, if it is.
     pub paused: Option<String>,
 }
@@ -218,6 +237,23 @@ impl Control {
             names.iter().for_each(|name| drop(cut.tables.remove(&name.to_string())));
         }
         self.settle(ControlState { cut: Some(cut), ..self.state.clone() }).await
+    }
+
+    /// An operator wants applied what can be mapped by now of a table's quarantine. As with [`Control::request_resync`] the
+    /// next incarnation does it. Returns the request's name: `id`, or that of one which no cut says is done. Part of that may
+    /// have landed, so it goes on under its own name.
+    pub async fn request_replay(&mut self, source: &str, id: &str, reason: &str) -> Result<String, Problem> {
+        let cut = self.cut()?;
+        let done = |request: &QuarantineReplay| {
+            cut.lanes.of(source).is_some_and(|lanes| lanes.lanes.contains_key(&request.lane()))
+        };
+        let mut replays = self.state.replays.clone();
+        let pending = replays.get(source).filter(|request| !done(request));
+        let id = pending.map_or(id, |request| &request.id).to_owned();
+        let request = QuarantineReplay { id: id.clone(), position: cut.position, reason: reason.to_owned() };
+        replays.insert(source.to_owned(), request);
+        self.settle(ControlState { replays, ..self.state.clone() }).await?;
+        Ok(id)
     }
 
     /// The cut of a pipeline that has begun.
@@ -413,10 +449,15 @@ impl Control {
             None => {}
         }
         let journal = next.journal.as_ref().map(|journal| serde_json::to_string(journal).expect("it is plain data"));
+        let replays = Some(&next.replays).filter(|replays| !replays.is_empty());
+        let replays = replays.map(|replays| serde_json::to_string(replays).expect("they are plain data"));
         let mut removals = Vec::new();
-        for (key, value) in
-            [(properties::INTENT, &next.intent), (properties::JOURNAL, &journal), (properties::PAUSED, &next.paused)]
-        {
+        for (key, value) in [
+            (properties::INTENT, &next.intent),
+            (properties::JOURNAL, &journal),
+            (properties::REPLAYS, &replays),
+            (properties::PAUSED, &next.paused),
+        ] {
             match value {
                 Some(value) => drop(set.insert(key.to_owned(), value.clone())),
                 None if self.table.property(key).is_some() => removals.push(key.to_owned()),
@@ -462,12 +503,14 @@ impl ControlState {
         }
         let cut = table.property(properties::CUT).map(serde_json::from_str).transpose();
         let journal = table.property(properties::JOURNAL).map(serde_json::from_str).transpose();
+        let replays = table.property(properties::REPLAYS).map(serde_json::from_str).transpose();
         Ok(Self {
             epoch: number(table, properties::EPOCH)?.unwrap_or(0),
             owner: table.property(properties::OWNER).map(str::to_owned),
             cut: cut.map_err(|_| unreadable(table, properties::CUT))?,
             intent: table.property(properties::INTENT).map(str::to_owned),
             journal: journal.map_err(|_| unreadable(table, properties::JOURNAL))?,
+            replays: replays.map_err(|_| unreadable(table, properties::REPLAYS))?.unwrap_or_default(),
             paused: table.property(properties::PAUSED).map(str::to_owned),
         })
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::LoadedTable;
 use crate::error::Problem;
 use crate::position::Position;
+use crate::tags::{TARGET, UNDO};
 
 use super::properties::{OPERATION, unreadable};
 
@@ -21,12 +22,12 @@ pub const CHANGES_MISSED: &str = "CHANGES_MISSED";
 
 /// Name of the tag on the head that a rollback has left (protocol E4).
 pub fn undo_tag(operation: &str) -> String {
-    format!("undo/{operation}")
+    format!("{UNDO}{operation}")
 }
 
 /// Name of the tag on the snapshot that a rollback has gone to (protocol E6).
 pub fn target_tag(operation: &str) -> String {
-    format!("target/{operation}")
+    format!("{TARGET}{operation}")
 }
 
 /// One rollback of one or more tables.

@@ -45,10 +45,14 @@ pub const KIND_ROLLBACK: &str = "rollback";
 pub const RESTORED: &str = "cdc.restored";
 /// A property: the target's position and the table's own, with a comma between, of the last rollback (protocol E2).
 pub const ROLLED_BACK: &str = "cdc.rolled_back";
+/// A property: since when the rows are not the source's, after an accept or a replay that left changes out (protocol E5).
+pub const DIVERGED: &str = "cdc.diverged";
 /// A property: what an operation of a person has done to the table (protocol E7 c).
 pub const OPERATION: &str = "cdc.operation";
 /// A property of the control table: the last rollback (protocol E7 b).
 pub const JOURNAL: &str = "cdc.journal";
+/// A property of the control table: by source table, what a person wants applied of its quarantine.
+pub const REPLAYS: &str = "cdc.replays";
 /// A property of the control table: why the pipeline is to stand still.
 pub const PAUSED: &str = "cdc.paused";
 /// The snapshot that a rewrite was planned on.

@@ -11,6 +11,7 @@ use super::new_snapshot_id;
 use super::properties::{self, TableState};
 use super::replace::Maintainer;
 use super::snapshot::{SnapshotHeader, build_restored};
+use super::traces::{without_rollback, without_tags};
 use crate::catalog::{LoadedTable, Swap};
 use crate::error::Problem;
 use crate::live::LiveFiles;
@@ -62,11 +63,11 @@ impl Maintainer {
         let mut updates = build_restored(&self.storage, seen, &restored, header).await?;
         let mut raised = properties::properties([(properties::EPOCH, epoch.to_string())]);
         raised.extend(operation.map(|(mark, _)| (properties::OPERATION.to_owned(), mark.text())));
-        // What has been taken back diverges from its source no more.
-        match operation.map(|(mark, _)| mark.mark) {
-            Some(Mark::Released) if seen.property(properties::ROLLED_BACK).is_none() => {}
-            Some(Mark::Released) => {
-                updates.push(TableUpdate::RemoveProperties { removals: vec![properties::ROLLED_BACK.to_owned()] });
+        // What has been taken back has its old rows again, and nobody goes anywhere from here by the operation's tags.
+        match operation {
+            Some((OperationMark { id, mark: Mark::Released }, _)) => {
+                updates.extend(without_rollback(seen));
+                updates.extend(without_tags(seen, id));
             }
             _ => drop(raised.insert(properties::ROLLED_BACK.to_owned(), rolled_back)),
         }

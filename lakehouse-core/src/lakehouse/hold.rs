@@ -4,6 +4,7 @@
 //! Catching up is one commit with a mark of its own, so that it is done exactly once however often it is tried; whatever
 //! the history got between two tries is added to it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use iceberg::TableUpdate;
@@ -11,8 +12,8 @@ use tracing::{error, info};
 
 use super::{CapturedTable, Lakehouse};
 use crate::commit::{
-    Advance, CHANGES_MISSED, Counts, Exit, FileChange, Mark, OperationMark, Release, TableCommit, named_snapshots,
-    properties, target_tag, undo_tag,
+    Advance, CHANGES_MISSED, Counts, Divergence, Exit, FileChange, Mark, OperationMark, Release, TableCommit,
+    converged, properties, without_rollback, without_tags,
 };
 use crate::error::{Problem, Reaction};
 use crate::fold::{Range, history_begins};
@@ -109,7 +110,7 @@ impl Lakehouse {
         let commit = commit.unwrap_or_else(|| {
             TableCommit::new(FileChange::default(), Advance::Changes { to: up_to }, Counts::default())
         });
-        let commit = TableCommit { lanes, beside: marks(&mirror, release), ..commit };
+        let commit = TableCommit { lanes, beside: marks(&mirror, release)?, ..commit };
         let change = commit.change.clone();
         let landed = self.committer.commit(&mut mirror.table, commit).await?;
         tokio::task::block_in_place(|| mirror.landed(&landed, &change))?;
@@ -137,20 +138,22 @@ fn apply(
 }
 
 /// What the table says of itself from now on, and the tags that nobody needs any more (protocol E6).
-fn marks(mirror: &Mirror, release: &Release) -> Vec<TableUpdate> {
+fn marks(mirror: &Mirror, release: &Release) -> Result<Vec<TableUpdate>, Problem> {
     let loaded = &mirror.table.loaded;
     let mark = OperationMark { id: release.operation.clone(), mark: Mark::CaughtUp };
-    let property = (properties::OPERATION.to_owned(), mark.text());
-    let mut updates = vec![TableUpdate::SetProperties { updates: [property].into() }];
-    let diverges = release.exit == Exit::Accept || !release.leave_out.is_empty();
-    if !diverges && loaded.property(properties::ROLLED_BACK).is_some() {
-        updates.push(TableUpdate::RemoveProperties { removals: vec![properties::ROLLED_BACK.to_owned()] });
+    let mut set = HashMap::from([(properties::OPERATION.to_owned(), mark.text())]);
+    let mut updates = without_tags(loaded, &release.operation);
+    if release.exit == Exit::Accept || !release.leave_out.is_empty() {
+        let divergence = Divergence::begin(loaded, release.after)?;
+        set.insert(properties::DIVERGED.to_owned(), divergence.text());
+    } else {
+        updates.extend(without_rollback(loaded));
+        // A replay from before an older divergence ends that, too; an undo brings back what there was.
+        let older = Divergence::of(loaded)?.filter(|_| release.exit == Exit::Replay);
+        updates.extend(older.filter(|older| older.is_undone(loaded)).and_then(|_| converged(loaded)));
     }
-    let named: Vec<String> = named_snapshots(loaded).into_values().flatten().collect();
-    let tags = [undo_tag(&release.operation), target_tag(&release.operation)];
-    let there = tags.into_iter().filter(|tag| named.contains(tag));
-    updates.extend(there.map(|ref_name| TableUpdate::RemoveSnapshotRef { ref_name }));
-    updates
+    updates.push(TableUpdate::SetProperties { updates: set });
+    Ok(updates)
 }
 
 fn not_covered(source: &str, why: &str) -> Problem {

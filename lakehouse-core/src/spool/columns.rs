@@ -45,7 +45,7 @@ pub(super) fn shape_of(schema: &TableSchema) -> String {
     }
     hash.update(format!("{:?}", schema.before_columns));
     // Rows for a quarantine need one.
-    if schema.quarantine {
+    if schema.quarantine.is_some() {
         hash.update("quarantine");
     }
     hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::change::{BeforeImages, LaneOrigins, Operation, Origin, Quarantined, UnchangedColumn};
 use crate::lanes::{Lane, Reached};
+use crate::quarantine::QuarantineLimit;
 use crate::schema::{Column, Key, TableName};
 
 fn column(name: &str, data_type: DataType) -> Column {
@@ -22,7 +23,7 @@ fn schema(table: &str) -> Arc<TableSchema> {
         history: true,
         partition: Vec::new(),
         many_lanes: true,
-        quarantine: true,
+        quarantine: Some(QuarantineLimit::default()),
     })
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn schema(key: Key) -> Arc<TableSchema> {
     let keyed = matches!(key, Key::Columns(_));
     Arc::new(TableSchema {
         many_lanes: false,
-        quarantine: false,
+        quarantine: None,
         source: "public.t".into(),
         mirror: TableName::new("ns", "t"),
         columns: vec![

@@ -105,7 +105,7 @@ impl Table {
         });
         Arc::new(TableSchema {
             many_lanes: false,
-            quarantine: false,
+            quarantine: None,
             source: self.name.to_owned(),
             mirror: self.mirror(),
             columns: columns.collect(),

@@ -7,6 +7,7 @@ use arrow_schema::Schema;
 use datafusion_common::{Result, plan_err};
 use datafusion_sql::sqlparser::ast::{BinaryOperator, Expr, Ident, UnaryOperator, Value};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 /// How deep a tree may nest (S6).
 const DEPTH: usize = 16;
@@ -14,13 +15,18 @@ const DEPTH: usize = 16;
 const NODES: usize = 256;
 /// Values of one `in` (S6).
 const MEMBERS: usize = 1_000;
+/// Values of all of them.
+const ALL_MEMBERS: usize = 10_000;
 
 /// The tree as it is written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FilterTree {
+    #[schema(no_recursion)]
     And(Vec<FilterTree>),
+    #[schema(no_recursion)]
     Or(Vec<FilterTree>),
+    #[schema(no_recursion)]
     Not(Box<FilterTree>),
     Eq(Comparison),
     Ne(Comparison),
@@ -34,31 +40,40 @@ pub(crate) enum FilterTree {
     IsNotNull(Column),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Comparison {
     column: String,
     value: Literal,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Membership {
     column: String,
     values: Vec<Literal>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = FilterColumn)]
 pub(crate) struct Column {
     column: String,
 }
 
+/// Of a tree, as far as it was looked at.
+#[derive(Default)]
+struct Size {
+    nodes: usize,
+    members: usize,
+}
+
 /// Numbers compare exactly, as decimals; times, dates and uuids are texts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a value is a text, a number, true or false")]
 enum Literal {
     Text(String),
+    #[schema(value_type = f64)]
     Number(serde_json::Number),
     Truth(bool),
 }
@@ -68,22 +83,25 @@ impl FilterTree {
     /// What is wrong with it, in one line: no such tree, or one beyond its bounds.
     pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
         let tree: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let mut nodes = 0;
-        tree.check(1, &mut nodes)?;
+        tree.check(1, &mut Size::default())?;
         Ok(tree)
     }
 
-    fn check(&self, depth: usize, nodes: &mut usize) -> std::result::Result<(), String> {
-        *nodes += 1;
-        if depth > DEPTH || *nodes > NODES {
+    fn check(&self, depth: usize, size: &mut Size) -> std::result::Result<(), String> {
+        size.nodes += 1;
+        if depth > DEPTH || size.nodes > NODES {
             return Err(format!("it has more than {DEPTH} levels or {NODES} parts"));
         }
         match self {
             Self::And(parts) | Self::Or(parts) if parts.is_empty() => Err("and, or: of no parts".to_owned()),
-            Self::And(parts) | Self::Or(parts) => parts.iter().try_for_each(|part| part.check(depth + 1, nodes)),
-            Self::Not(part) => part.check(depth + 1, nodes),
+            Self::And(parts) | Self::Or(parts) => parts.iter().try_for_each(|part| part.check(depth + 1, size)),
+            Self::Not(part) => part.check(depth + 1, size),
             Self::In(Membership { values, .. }) if values.is_empty() || values.len() > MEMBERS => {
                 Err(format!("in takes 1 to {MEMBERS} values"))
+            }
+            Self::In(Membership { values, .. }) => {
+                size.members += values.len();
+                if size.members <= ALL_MEMBERS { Ok(()) } else { Err(format!("it has more than {ALL_MEMBERS} values")) }
             }
             _ => Ok(()),
         }
@@ -222,8 +240,12 @@ mod tests {
         assert!(FilterTree::parse(&nested(DEPTH - 1)).is_ok());
         let wide = format!(r#"{{"or":[{}]}}"#, vec![r#"{"is_null":{"column":"a"}}"#; NODES].join(","));
         let members = format!(r#"{{"in":{{"column":"a","values":[{}]}}}}"#, vec!["1"; MEMBERS + 1].join(","));
+        let one = format!(r#"{{"in":{{"column":"a","values":[{}]}}}}"#, vec!["1"; MEMBERS].join(","));
+        let many = |lists: usize| format!(r#"{{"or":[{}]}}"#, vec![one.as_str(); lists].join(","));
+        assert!(FilterTree::parse(&many(ALL_MEMBERS / MEMBERS)).is_ok());
         for (text, part) in [
             ("", "EOF"),
+            (&many(ALL_MEMBERS / MEMBERS + 1), "10000 values"),
             ("a = 1", "expected"),
             (r#"{"between":{"column":"a"}}"#, "between"),
             (r#"{"eq":{"column":"a","value":null}}"#, "a value is"),

@@ -1,0 +1,276 @@
+//! Maintenance over HTTP: what it has done, what it would do now, and a pass that somebody asks for and looks at.
+//!
+//! There is no key for repeats: while a pass is at work no other one is begun, and one behind it finds nothing to do.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::header::LOCATION;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use chrono::Utc;
+use lakehouse_core::commit::runs_table;
+use lakehouse_core::error::Problem;
+use lakehouse_core::read::TableReader;
+use lakehouse_core::schema::TableName;
+use maintenance::runs::{Step, newest};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::auth::Principal;
+use super::body::{Body, Name, Reason, named};
+use super::passes::{Pass, Passes, State as PassState};
+use super::problem::HttpProblem;
+use super::wish::query;
+use super::{Service, Shared};
+use crate::answer;
+use crate::audit::Intent;
+use crate::failure::Failure;
+use crate::shapes;
+use crate::upkeep::{TableReport, Upkeep, When, check_maintained, is_maintained};
+
+/// Steps of the history that an answer has, and the most that it may have.
+const STEPS: usize = 100;
+const MOST_STEPS: usize = 1_000;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Wish {
+    /// Only those of this one, as `namespace.table`.
+    table: Option<String>,
+    /// At most so many steps; 100, where it is left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+}
+
+/// Steps of maintenance, the newest first.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenanceHistory)]
+struct History {
+    runs: Vec<Shown>,
+}
+
+/// A step of maintenance.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenanceStep)]
+struct Shown {
+    /// RFC 3339.
+    started_at: String,
+    #[serde(flatten)]
+    #[schema(value_type = shapes::Step)]
+    step: Step,
+}
+
+/// List what maintenance has done, the newest first.
+///
+/// It reads the history, so it is a scan, and ends when its client leaves.
+#[utoipa::path(
+    get, path = "/v1/maintenance/runs", operation_id = "list_maintenance", tag = "maintenance", params(Wish),
+    responses(
+        (status = 200, description = "Steps, of tables that the token may see", body = History),
+        (status = 404, description = "`table` is no name of a table"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
+pub(super) async fn history(
+    State(service): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    wish: Result<Query<Wish>, QueryRejection>,
+) -> Result<Response, HttpProblem> {
+    let Wish { table, limit } = query(wish)?;
+    let limit = limit.unwrap_or(STEPS);
+    if !(1..=MOST_STEPS).contains(&limit) {
+        return Err(HttpProblem::invalid(format!("limit: from 1 to {MOST_STEPS}")));
+    }
+    let table: Option<TableName> = table.map(|name| name.parse()).transpose()?;
+    if let Some(table) = &table {
+        service.check_scope(&principal, std::slice::from_ref(table)).await?;
+    }
+    let Some(history) = service.lake.catalog.load(&runs_table(), None).await? else {
+        return Ok(Json(History { runs: Vec::new() }).into_response());
+    };
+    let permit = service.scan_permit(&principal)?;
+    let reader = TableReader::at(&service.lake.storage, &history, history.snapshot_id()).await?;
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let check = move || match stop.is_cancelled() {
+        true => Err(Problem::retry("INTERRUPTED", runs_table().to_string(), "nobody waits for the answer any more")),
+        false => Ok(()),
+    };
+    let wanted = move |name: &str| match (&table, name.parse()) {
+        (Some(table), Ok(name)) => *table == name,
+        (None, Ok(name)) => principal.may_see(&name),
+        (_, Err(_)) => false,
+    };
+    let read = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        newest(&reader, limit, wanted, check)
+    });
+    let interrupted = |_| Err(Problem::retry("INTERRUPTED", runs_table().to_string(), "reading was interrupted"));
+    let steps = read.await.unwrap_or_else(interrupted)?;
+    let shown = |step: Step| Shown { started_at: answer::time(step.started_at), step };
+    Ok(Json(History { runs: steps.into_iter().map(shown).collect() }).into_response())
+}
+
+/// Which tables, and whether it is done.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = MaintenanceOrder)]
+pub(super) struct Wanted {
+    /// All that the caller may see, where it is left out.
+    #[schema(min_items = 1)]
+    tables: Option<Vec<Name>>,
+    /// It only says what it would do, unless this is false.
+    dry_run: Option<bool>,
+    /// Of one that is done.
+    reason: Option<Reason>,
+}
+
+/// What would be done.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenancePlan)]
+struct Planned {
+    tables: Vec<TableReport>,
+}
+
+/// A pass at work.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenanceBegun)]
+struct Begun {
+    id: String,
+    state: PassState,
+}
+
+/// Say what maintenance would do, or begin it.
+///
+/// It looks at every file of the tables, so saying what would be done is a scan.
+#[utoipa::path(
+    post, path = "/v1/maintenance", operation_id = "maintain", tag = "maintenance", request_body = Wanted,
+    responses(
+        (status = 200, description = "What it would do; nothing was changed", body = Planned),
+        (
+            status = 202, description = "A pass, which goes on behind this answer", body = Begun,
+            headers(("Location" = String, description = "The pass's address"))
+        ),
+        (status = 404, description = "There is no such table of a pipeline, or none that the token may see"),
+        (status = 409, description = "Another pass is at work"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
+pub(super) async fn maintain(
+    State(service): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    Body(Wanted { tables, dry_run, reason }): Body<Wanted>,
+) -> Result<Response, HttpProblem> {
+    let tables = service.maintained(&principal, named(tables)?).await?;
+    if dry_run.unwrap_or(true) {
+        let _permit = service.scan_permit(&principal)?;
+        let planned = service.upkeep(&tables).await?.plans().await?;
+        return Ok(Json(Planned { tables: without_causes(planned) }).into_response());
+    }
+    let Some(Reason(reason)) = reason else {
+        return Err(HttpProblem::invalid("say why, in reason"));
+    };
+    let id = Uuid::now_v7().to_string();
+    let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    let intent = service.intent(&principal, "maintain", &id, &reason, json!({"tables": names})).await?;
+    let begun = service.passes().begin(&id, &principal.name, &reason, &tables, Utc::now().timestamp_millis());
+    if let Err(running) = begun {
+        intent.ended(Some(RUNNING), json!({"running": running})).await;
+        let detail = format!("/v1/maintenance/runs/{running} is at work; come again when it has ended");
+        return Err(HttpProblem::new(StatusCode::CONFLICT, RUNNING, detail));
+    }
+    service.coordinator.spawn(perform(Shared::clone(&service), id.clone(), tables, intent));
+    let location = HeaderValue::from_str(&format!("/v1/maintenance/runs/{id}")).expect("an id is ASCII");
+    let begun = Begun { id, state: PassState::Running };
+    let mut response = (StatusCode::ACCEPTED, Json(begun)).into_response();
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+const RUNNING: &str = "MAINTENANCE_RUNNING";
+
+/// Show how far a pass of maintenance has come.
+#[utoipa::path(
+    get, path = "/v1/maintenance/runs/{id}", operation_id = "show_maintenance", tag = "maintenance",
+    params(("id" = String, Path)),
+    responses(
+        (status = 200, description = "The pass", body = Pass),
+        (status = 404, description = "This service has no such pass, or has forgotten it"),
+    )
+)]
+pub(super) async fn show(
+    State(service): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    Path(id): Path<String>,
+) -> Result<Response, HttpProblem> {
+    let passes = service.passes();
+    let pass = passes.find(&id).filter(|pass| pass.wanted.iter().all(|table| principal.may_see(table)));
+    match pass {
+        Some(pass) => Ok(Json(pass).into_response()),
+        None => {
+            let detail = "this service has no such run, or has forgotten it; see /v1/maintenance/runs";
+            Err(HttpProblem::new(StatusCode::NOT_FOUND, "RUN_UNKNOWN", detail))
+        }
+    }
+}
+
+/// The pass behind the answer. A service that ends meanwhile leaves what a crash leaves: files that nothing names.
+async fn perform(service: Shared, id: String, tables: Vec<TableName>, intent: Intent) {
+    let ended = async { service.upkeep(&tables).await?.pass(When::Now).await }.await;
+    let ended = ended.map(without_causes).map_err(|Failure { problem, .. }| {
+        let Problem { code, subject, message, remedy, .. } = problem;
+        error!(run = id, code, subject, reason = message, remedy, "a pass of maintenance has failed");
+        code
+    });
+    let failed = |report: &&TableReport| report.problem.is_some();
+    let failed: Vec<String> = ended.iter().flatten().filter(failed).map(|report| report.table.clone()).collect();
+    let code = ended.as_ref().err().copied();
+    intent.ended(code, json!({"failed": failed})).await;
+    service.passes().end(&id, ended, Utc::now().timestamp_millis());
+}
+
+/// What went wrong with a table is in the log; its code says what to do.
+fn without_causes(mut reports: Vec<TableReport>) -> Vec<TableReport> {
+    for problem in reports.iter_mut().filter_map(|report| report.problem.as_mut()) {
+        "the log has the reason".clone_into(&mut problem.message);
+    }
+    reports
+}
+
+impl Service {
+    /// Those that are named, or all that the caller may see: never none, which would mean all.
+    ///
+    /// # Errors
+    /// `FORBIDDEN`; `TABLE_UNKNOWN`.
+    async fn maintained(&self, principal: &Principal, names: Vec<TableName>) -> Result<Vec<TableName>, HttpProblem> {
+        if !names.is_empty() {
+            self.check_scope(principal, &names).await?;
+            for name in &names {
+                check_maintained(&self.lake.table(name).await?)?;
+            }
+            return Ok(names);
+        }
+        let mut all = self.lake.tables(None).await?;
+        all.retain(|table| is_maintained(table) && principal.may_see(&table.name));
+        match all.is_empty() {
+            true => Err(HttpProblem::new(StatusCode::NOT_FOUND, "TABLE_UNKNOWN", "no table that this token may see")),
+            false => Ok(all.into_iter().map(|table| table.name).collect()),
+        }
+    }
+
+    async fn upkeep(&self, tables: &[TableName]) -> Result<Upkeep, Failure> {
+        Upkeep::open(&self.config.maintenance, self.lake.clone(), tables).await
+    }
+
+    fn passes(&self) -> MutexGuard<'_, Passes> {
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

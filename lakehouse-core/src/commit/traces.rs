@@ -1,0 +1,81 @@
+//! What a rollback leaves on a table beside its rows, and how it goes again: tags, and the mark of a divergence.
+
+use std::iter::successors;
+
+use iceberg::TableUpdate;
+use iceberg::spec::SnapshotRef;
+use serde::{Deserialize, Serialize};
+
+use super::journal::{OperationMark, target_tag, undo_tag};
+use super::properties::{DIVERGED, RESTORED, ROLLED_BACK, unreadable};
+use super::references;
+use crate::catalog::LoadedTable;
+use crate::error::Problem;
+use crate::position::Position;
+
+/// A table's rows are not its source's, because a person has wanted it so: by an accept, or by a replay that has left changes
+/// out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Of the first change that may be missing, the position before it.
+    pub since: Position,
+    /// Snapshots below this number have the source's rows all the same.
+    sequence_number: i64,
+}
+
+impl Divergence {
+    pub fn of(table: &LoadedTable) -> Result<Option<Self>, Problem> {
+        let divergence = table.property(DIVERGED).map(serde_json::from_str).transpose();
+        divergence.map_err(|_| unreadable(table, DIVERGED))
+    }
+
+    /// The table's next snapshot diverges behind `after`; one that does already has done so since its own beginning.
+    pub(crate) fn begin(table: &LoadedTable, after: Position) -> Result<Self, Problem> {
+        let begun = Self { since: after, sequence_number: table.metadata.next_sequence_number() };
+        Ok(Self::of(table)?.map_or(begun, |known| Self { since: known.since.min(after), ..known }))
+    }
+
+    /// True where the head's rows have been restored from before the divergence.
+    pub(crate) fn is_undone(self, table: &LoadedTable) -> bool {
+        let snapshot = |id: i64| table.metadata.snapshot_by_id(id);
+        let line = successors(table.metadata.current_snapshot(), |one| one.parent_snapshot_id().and_then(snapshot));
+        let restored = |one: &SnapshotRef| one.summary().additional_properties.get(RESTORED)?.parse().ok();
+        // A line longer than all snapshots is a circle, which no table has.
+        let from = line.take(table.metadata.snapshots().len()).find_map(restored).and_then(snapshot);
+        from.is_some_and(|from| from.sequence_number() < self.sequence_number)
+    }
+
+    pub(crate) fn text(self) -> String {
+        serde_json::to_string(&self).expect("a divergence is plain data")
+    }
+}
+
+/// Tags of an operation that holds the table no more (protocol E6).
+pub(crate) fn without_tags(table: &LoadedTable, operation: &str) -> Vec<TableUpdate> {
+    let there = references(table);
+    let tags = [undo_tag(operation), target_tag(operation)].into_iter().filter(|tag| there.contains_key(tag));
+    tags.map(|ref_name| TableUpdate::RemoveSnapshotRef { ref_name }).collect()
+}
+
+/// The table is not where a rollback has put it any more.
+pub(crate) fn without_rollback(table: &LoadedTable) -> Option<TableUpdate> {
+    without(table, ROLLED_BACK)
+}
+
+/// The rows are the source's again.
+pub(crate) fn converged(table: &LoadedTable) -> Option<TableUpdate> {
+    without(table, DIVERGED)
+}
+
+/// The rows are copied anew: nothing is left of what has been done to those before.
+pub(crate) fn without_traces(table: &LoadedTable) -> Result<Vec<TableUpdate>, Problem> {
+    let mark = OperationMark::of(table)?;
+    let mut updates = mark.map(|mark| without_tags(table, &mark.id)).unwrap_or_default();
+    updates.extend(without_rollback(table));
+    updates.extend(converged(table));
+    Ok(updates)
+}
+
+fn without(table: &LoadedTable, key: &str) -> Option<TableUpdate> {
+    table.property(key).map(|_| TableUpdate::RemoveProperties { removals: vec![key.to_owned()] })
+}
