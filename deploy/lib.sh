@@ -183,6 +183,13 @@ need_long_engines() {
     need_java_server LAKEHOUSE_TRINO_483 25 trino-483 readers/trino.pom.xml install_trino 483
 }
 
+# What makes requests of the OpenAPI document.
+need_schemathesis() {
+    local venv_python
+    need_venv schemathesis "$repo/deploy/requirements-schemathesis.txt"
+    export LAKEHOUSE_SCHEMATHESIS_PYTHON=$venv_python
+}
+
 # What looks at the console. The test of it says so where it cannot be had.
 need_browser() {
     { [ -x /usr/bin/chromium ] && [ -x /usr/bin/chromedriver ]; } && return

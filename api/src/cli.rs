@@ -13,7 +13,7 @@ use crate::config::Span;
 use crate::lake::Point;
 
 /// Verbs of later releases: known, and not here.
-pub(crate) const LATER: [&str; 7] = ["adopt", "doctor", "load", "deploy", "openapi", "healthcheck", "explain-batch"];
+pub(crate) const LATER: [&str; 6] = ["adopt", "doctor", "load", "deploy", "healthcheck", "explain-batch"];
 
 /// Copies PostgreSQL into Apache Iceberg tables: exactly once, seconds behind, every commit a point to read at.
 #[derive(Debug, Parser)]
@@ -111,6 +111,8 @@ pub(crate) enum Verb {
     /// Look at the audit trail: what operators have done, who was refused, which rows were read over HTTP.
     #[command(subcommand, disable_help_subcommand = true)]
     Audit(Audit),
+    /// Print the OpenAPI document of the HTTP service; it needs no configuration.
+    Openapi,
     /// Print the completion script of a shell.
     Completions { shell: Shell },
     /// Print the version.

@@ -2,10 +2,11 @@
 //! asks for all that on behalf of a person (`console.rs`). Nothing here changes a table by itself: handlers ask `operate`
 //! for what the command line's verbs ask for, too.
 //!
-//! A request goes through `routes.rs` (which role may call what), `identity.rs` (who is calling), `auth.rs` (whether they
-//! may) and one handler; every error, whoever makes it, becomes an answer in `problem.rs`. Rows are written by blocking work
-//! through a pipe that the client empties (`pipe.rs`); operations go on behind their answers (`coordinator.rs`).
-//! Connections are those of `listener.rs`, in TLS where the configuration has a certificate (`tls.rs`).
+//! A request goes through `routes.rs` (which role may call what; `openapi.rs` tells programs), `identity.rs` (who is
+//! calling), `auth.rs` (whether they may) and one handler; every error, whoever makes it, becomes an answer in `problem.rs`.
+//! Rows are written by blocking work through a pipe that the client empties (`pipe.rs`); operations go on behind their
+//! answers (`coordinator.rs`). Connections are those of `listener.rs`, in TLS where the configuration has a certificate
+//! (`tls.rs`).
 
 mod auth;
 mod body;
@@ -19,6 +20,7 @@ mod listener;
 mod metrics;
 mod noted;
 mod oidc;
+pub(crate) mod openapi;
 mod operations;
 mod page;
 mod passes;
@@ -41,7 +43,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 

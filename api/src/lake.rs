@@ -24,7 +24,7 @@ use crate::answer;
 use crate::config::PipelineConfig;
 use crate::failure::Failure;
 use crate::nearest::nearest;
-pub(crate) use point::{Chosen, Neighbours, Point};
+pub(crate) use point::{Chosen, Neighbour, Neighbours, Point};
 
 /// The catalog and the files behind it. Clones share both.
 #[derive(Clone)]
@@ -165,7 +165,7 @@ impl Lake {
 }
 
 /// What a table of the lake is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
     Mirror,

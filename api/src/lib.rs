@@ -18,6 +18,7 @@ mod operate;
 mod progress;
 mod roles;
 mod rows;
+mod shapes;
 mod source;
 mod upkeep;
 mod verbs;

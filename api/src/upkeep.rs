@@ -23,10 +23,12 @@ use maintenance::view::View;
 use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
+use utoipa::ToSchema;
 
 use crate::config::{MaintenanceConfig, Owner, Owners};
 use crate::failure::Failure;
 use crate::lake::{Kind, Lake, kind};
+use crate::shapes;
 use pace::Pace;
 use scratch::Scratch;
 
@@ -67,24 +69,29 @@ pub(crate) enum When {
 }
 
 /// What a pass has come to for one table, or what it would do.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MaintenanceReport)]
 pub(crate) struct TableReport {
     pub(crate) table: String,
     pub(crate) owner: Owners,
     #[serde(flatten)]
+    #[schema(value_type = shapes::TableRun)]
     pub(crate) run: Option<TableRun>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub(crate) spark: Option<SparkReport>,
     /// Files that another engine was seen to replace.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<shapes::ForeignRewrite>, required = false)]
     pub(crate) foreign: Vec<ForeignRewrite>,
     /// Why there is no more to say.
     #[serde(flatten)]
+    #[schema(value_type = shapes::Told)]
     pub(crate) problem: Option<Problem>,
 }
 
 /// What Spark is to do for a table.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SparkReport {
     pub(crate) statements: Vec<String>,
     /// They were run; else they are only told.

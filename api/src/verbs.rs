@@ -7,6 +7,7 @@ mod diff;
 mod fsck;
 pub(crate) mod health;
 mod maintain;
+mod openapi;
 mod operations;
 mod pause;
 mod quarantine;
@@ -78,6 +79,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
     match &cli.verb {
         Verb::Version => return version::run(cli.json),
         Verb::Completions { shell } => return completions::run(*shell),
+        Verb::Openapi => return openapi::run(),
         // A copy is checked far from the host, where there is no configuration.
         Verb::Audit(cli::Audit::Verify(arguments @ AuditVerify { file: Some(file), .. })) => {
             return audit::verify(file, arguments, cli.json);
@@ -119,6 +121,8 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Pause(arguments) => pause::pause(&context, &arguments).await,
         Verb::Resume(arguments) => pause::resume(&context, &arguments).await,
         Verb::Audit(cli::Audit::Verify(arguments)) => audit::verify_configured(&context, &arguments),
-        Verb::Version | Verb::Completions { .. } => unreachable!("answered above, without a configuration"),
+        Verb::Version | Verb::Completions { .. } | Verb::Openapi => {
+            unreachable!("answered above, without a configuration")
+        }
     }
 }

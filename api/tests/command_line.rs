@@ -47,6 +47,7 @@ fn help_lists_the_verbs_of_this_release_and_no_other() {
         "pause",
         "resume",
         "audit",
+        "openapi",
         "completions",
         "version",
     ];
@@ -71,7 +72,7 @@ fn version_and_completions_need_no_configuration() {
 #[test]
 fn a_verb_of_a_later_release_says_so() {
     let installation = Installation::new(CONFIG);
-    for verb in ["adopt", "doctor", "openapi"] {
+    for verb in ["adopt", "doctor", "healthcheck"] {
         assert_eq!(installation.json(&[verb]).error(), (2, "NOT_YET".to_owned()), "{verb}");
     }
 }
@@ -83,7 +84,7 @@ fn an_error_is_three_lines_on_standard_error() {
         (&["snapshot", "app.t"][..], "error USAGE: unrecognized subcommand 'snapshot'"),
         (&["rows"], "error USAGE: the following required arguments were not provided: <TABLE>"),
         (&["wait"], "error USAGE: "),
-        (&["openapi"], "error NOT_YET: "),
+        (&["doctor"], "error NOT_YET: "),
         (&["status", "--pipeline", "ap"], "error PIPELINE_UNKNOWN: "),
         (&["--config", "nowhere.toml", "status"], "error CONFIG_FILE: "),
     ] {

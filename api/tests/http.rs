@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use crate::openapi;
 use crate::support::{Installation, lake};
 use iceberg::TableUpdate;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog, Swap};
@@ -122,7 +123,9 @@ impl Service {
 
     pub(crate) async fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Exchange {
         let answer = exchange(method, &format!("{}{target}", self.uri), headers, body).await;
-        answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"));
+        openapi::check_answer(method, target, &answer);
+        answer
     }
 
     /// A JSON document with status 200.
@@ -137,7 +140,7 @@ pub(crate) fn text(answer: &Exchange) -> String {
     String::from_utf8(answer.content()).expect("text")
 }
 
-/// The stable code of an error, whose form is that of RFC 9457.
+/// The stable code of an error, whose form is that of RFC 9457; below 500 the OpenAPI document knows it.
 pub(crate) fn problem(answer: &Exchange) -> (u16, String) {
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", text(answer));
     let document: Value = serde_json::from_slice(&answer.content()).expect("JSON");
@@ -146,6 +149,10 @@ pub(crate) fn problem(answer: &Exchange) -> (u16, String) {
     }
     assert_eq!(document["status"], json!(answer.status()));
     assert_eq!(document["request_id"].as_str(), answer.header("x-request-id"));
+    match openapi::codes(answer.status()) {
+        Some(codes) => assert!(codes.contains(&document["code"]), "{document}"),
+        None => assert!(answer.status() >= 500, "{document}"),
+    }
     (answer.status(), document["code"].as_str().expect("a code").to_owned())
 }
 

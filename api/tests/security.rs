@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use testkit::http::{Exchange, exchange};
 
 use crate::http::{Service, free_address, problem, text};
+use crate::openapi;
 use crate::support::issuer::{AUDIENCE, ISSUER, Issuer, Key, Reply, base64, claims, config, now};
 use crate::support::{Installation, lake};
 
@@ -37,7 +38,7 @@ use For::{Everybody, Operators, Present, Readers};
 
 struct Route {
     method: &'static str,
-    /// As `routes.rs` has it.
+    /// As the OpenAPI document has it.
     path: &'static str,
     target: &'static str,
     body: &'static str,
@@ -49,25 +50,34 @@ struct Route {
 const REASON: &str = r#"{"reason":"test"}"#;
 
 #[rustfmt::skip]
-const ROUTES: [Route; 27] = [
+const ROUTES: [Route; 36] = [
     Route { method: "GET", path: "/livez", target: "/livez", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/readyz", target: "/readyz", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/metrics", target: "/metrics", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/console", target: "/console", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/console/", target: "/console/", body: "", callers: Everybody, status: [308, 308] },
     Route { method: "GET", path: "/console/{asset}", target: "/console/api.js", body: "", callers: Everybody, status: [200, 200] },
+    Route { method: "GET", path: "/v1/openapi.json", target: "/v1/openapi.json", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/v1/me", target: "/v1/me", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/tables", target: "/v1/tables", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}", target: "/v1/tables/app/orders", body: "", callers: Readers, status: [200, 403] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/snapshots", target: "/v1/tables/app/orders/snapshots", body: "", callers: Readers, status: [200, 403] },
+    Route { method: "GET", path: "/v1/tables/{namespace}/{table}/history", target: "/v1/tables/app/orders/history", body: "", callers: Readers, status: [200, 403] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/refs", target: "/v1/tables/app/orders/refs", body: "", callers: Readers, status: [200, 403] },
+    Route { method: "GET", path: "/v1/tables/{namespace}/{table}/tags/{name}", target: "/v1/tables/app/orders/tags/v1", body: "", callers: Readers, status: [404, 403] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/health", target: "/v1/tables/app/orders/health", body: "", callers: Readers, status: [200, 403] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/rows", target: "/v1/tables/app/orders/rows", body: "", callers: Readers, status: [200, 403] },
+    Route { method: "POST", path: "/v1/tables/{namespace}/{table}/rows:query", target: "/v1/tables/app/orders/rows:query", body: "{}", callers: Readers, status: [200, 403] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/diff", target: "/v1/tables/app/orders/diff?from=main&to=main", body: "", callers: Readers, status: [200, 403] },
     Route { method: "GET", path: "/v1/pipelines", target: "/v1/pipelines", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/pipelines/{pipeline}", target: "/v1/pipelines/app", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/operations", target: "/v1/operations", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/operations/{id}", target: "/v1/operations/none", body: "", callers: Readers, status: [404, 404] },
+    Route { method: "GET", path: "/v1/maintenance/runs", target: "/v1/maintenance/runs", body: "", callers: Readers, status: [200, 200] },
+    Route { method: "GET", path: "/v1/maintenance/runs/{id}", target: "/v1/maintenance/runs/none", body: "", callers: Operators, status: [404, 404] },
+    Route { method: "POST", path: "/v1/maintenance", target: "/v1/maintenance", body: r#"{"tables":["app.orders"]}"#, callers: Operators, status: [200, 403] },
+    Route { method: "PUT", path: "/v1/tables/{namespace}/{table}/tags/{name}", target: "/v1/tables/app/orders/tags/v1", body: r#"{"cut":"0/64"}"#, callers: Operators, status: [428, 403] },
+    Route { method: "DELETE", path: "/v1/tables/{namespace}/{table}/tags/{name}", target: "/v1/tables/app/orders/tags/v1", body: "{}", callers: Operators, status: [428, 403] },
     Route { method: "POST", path: "/v1/pipelines/{pipeline}/pause", target: "/v1/pipelines/app/pause", body: REASON, callers: Operators, status: [200, 403] },
     Route { method: "POST", path: "/v1/pipelines/{pipeline}/resume", target: "/v1/pipelines/app/resume", body: "{}", callers: Operators, status: [200, 403] },
     Route { method: "POST", path: "/v1/rollbacks", target: "/v1/rollbacks", body: r#"{"pipeline":"app","cut":"0/64"}"#, callers: Operators, status: [200, 403] },
@@ -80,17 +90,18 @@ const ROUTES: [Route; 27] = [
     Route { method: "POST", path: "/v1/pipelines/{pipeline}/resync", target: "/v1/pipelines/app/resync", body: r#"{"tables":["app.orders"],"reason":"test"}"#, callers: Present, status: [202, 403] },
 ];
 
-/// Method and path of every route that there is.
-fn declared() -> BTreeSet<(String, String)> {
-    let source = include_str!("../src/http/routes.rs");
-    let route = |text: &str| {
-        let path = text.split('"').nth(1).expect("a path").to_owned();
-        let methods = ["get(", "post(", "put(", "patch(", "delete("];
-        let behind = &text[path.len()..];
-        let (_, method) = methods.iter().filter_map(|method| Some((behind.find(method)?, method))).min().expect(text);
-        (method.trim_end_matches('(').to_uppercase(), path)
+/// Who may call each route that there is, by method and path.
+fn declared() -> BTreeMap<(String, String), For> {
+    let callers = |operation: &Value| match (operation["x-role"].as_str(), &operation["x-recent-login"]) {
+        (None, Value::Null) => Everybody,
+        (Some("reader"), Value::Null) => Readers,
+        (Some("operator"), Value::Null) => Operators,
+        (Some("operator"), Value::Bool(true)) => Present,
+        _ => panic!("nobody is meant by {operation}"),
     };
-    source.split(".route(").skip(1).map(route).collect()
+    let known = openapi::operations().map(|(method, path, operation)| ((method, path), callers(operation)));
+    // It has a port of its own, and is not in the document.
+    known.chain([(("GET".to_owned(), "/metrics".to_owned()), Everybody)]).collect()
 }
 
 /// Whom a token is of, as far as routes care.
@@ -145,8 +156,9 @@ fn with(mut claims: Value, others: Value) -> Value {
 
 #[test]
 fn every_route_is_in_the_table() {
-    let known: BTreeSet<_> = ROUTES.iter().map(|route| (route.method.to_owned(), route.path.to_owned())).collect();
-    assert_eq!(declared(), known, "routes.rs, and the table of this file");
+    let own = |route: &Route| ((route.method.to_owned(), route.path.to_owned()), route.callers);
+    let known: BTreeMap<_, _> = ROUTES.iter().map(own).collect();
+    assert_eq!(declared(), known, "the OpenAPI document, and the table of this file");
     assert_eq!(known.len(), ROUTES.len());
 }
 

@@ -2,6 +2,7 @@
 
 use lakehouse_core::schema::TableName;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::layers::Section;
 use crate::failure::Failure;
@@ -13,7 +14,7 @@ pub(crate) struct Grant {
 }
 
 /// Each may do what those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
     Reader,

@@ -13,6 +13,7 @@ use maintenance::expire::Retention;
 use maintenance::plan::{Order, Targets};
 use maintenance::run::Settings;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::layers::Section;
 use super::units::{Bytes, Span};
@@ -56,7 +57,7 @@ pub(crate) struct TableMaintenance {
 }
 
 /// Who has each duty of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Owners {
     pub(crate) compact: Owner,
     pub(crate) expire: Owner,
@@ -64,7 +65,7 @@ pub(crate) struct Owners {
 }
 
 /// An engine that may have a duty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Owner {
     #[serde(rename = "self")]

@@ -11,8 +11,10 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::Utc;
 use lakehouse_core::schema::TableName;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::warn;
+use utoipa::ToSchema;
 
 use super::identity::{Caller, Login};
 use super::problem::{HttpProblem, LOGIN_REQUIRED, RequestId};
@@ -49,9 +51,24 @@ impl Principal {
     }
 }
 
+/// Who a token is.
+#[derive(Serialize, ToSchema)]
+struct Me {
+    /// The token's name in the configuration, or `oidc:` and its subject; `anonymous` without a token.
+    principal: String,
+    role: Role,
+    /// Patterns `namespace.table`; either half may be `*`.
+    #[schema(value_type = Vec<String>)]
+    tables: Scope,
+}
+
 /// Who the caller is, for a client that offers only what they may do.
+#[utoipa::path(
+    get, path = "/v1/me", operation_id = "me", tag = "service",
+    responses((status = 200, description = "Name, role and tables of the token", body = Me))
+)]
 pub(super) async fn me(Extension(Principal { name, role, tables, .. }): Extension<Principal>) -> Response {
-    Json(json!({"principal": *name, "role": role, "tables": tables})).into_response()
+    Json(Me { principal: name.to_string(), role, tables }).into_response()
 }
 
 /// What a route asks of its callers.
@@ -200,7 +217,7 @@ impl Service {
             return Ok(());
         }
         let (name, detail) = (Arc::clone(&principal.name), "the token's role may not do this");
-        let refusal = Refusal { status: StatusCode::FORBIDDEN, detail, why: "role", name };
+        let refusal = Refusal::forbidden(name, "role", detail);
         Err(self.refused(refusal, Some(subject.to_owned()), "", principal.request.clone()).await)
     }
 

@@ -11,6 +11,8 @@ use lakehouse_core::schema::TableName;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::problem::HttpProblem;
 
@@ -53,12 +55,12 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, HttpProblem> {
 }
 
 /// Nothing is said.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 
 /// Only why.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Why {
     pub(super) reason: Reason,
@@ -129,6 +131,33 @@ impl TryFrom<Digits> for Id {
             Digits::Text(text) => text.parse().map(Self).map_err(|_| format!("{text:?} is no number of 64 bits")),
         }
     }
+}
+
+impl PartialSchema for Reason {
+    fn schema() -> RefOr<Schema> {
+        let schema = text("Why; never blank. It is recorded.").pattern(Some("\\S"));
+        schema.min_length(Some(1)).max_length(Some(REASON_LENGTH)).into()
+    }
+}
+
+impl PartialSchema for Name {
+    fn schema() -> RefOr<Schema> {
+        text("A table, as `namespace.table`.").examples(["shop.orders"]).into()
+    }
+}
+
+impl PartialSchema for Id {
+    fn schema() -> RefOr<Schema> {
+        text("A number of 64 bits as text; a JSON number is taken, too.").pattern(Some("^-?[0-9]{1,19}$")).into()
+    }
+}
+
+impl ToSchema for Reason {}
+impl ToSchema for Name {}
+impl ToSchema for Id {}
+
+fn text(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).description(Some(description))
 }
 
 #[cfg(test)]

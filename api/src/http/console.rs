@@ -43,16 +43,39 @@ const ASSETS: [(&str, &str, &str); 19] = [
     ("troubleshooting.md", MARKDOWN, include_str!("../../../deploy/docs/troubleshooting.md")),
 ];
 
+/// The operators' console.
+#[utoipa::path(
+    get, path = "/console", operation_id = "console", tag = "console",
+    responses(
+        (status = 200, description = "The page", body = String, content_type = "text/html", headers(("ETag" = String)))
+    )
+)]
 pub(super) async fn page(headers: HeaderMap) -> Response {
     file(HTML, PAGE, &headers)
 }
 
 /// The page's addresses are relative, so that a proxy may put it below a path of its own; with a slash more they would
 /// lead elsewhere.
+#[utoipa::path(
+    get, path = "/console/", operation_id = "console_slash", tag = "console", summary = "Where the console is.",
+    responses((status = 308, description = "See the address without the slash", headers(("Location" = String))))
+)]
 pub(super) async fn slash() -> Redirect {
     Redirect::permanent("../console")
 }
 
+/// A part of the console.
+#[utoipa::path(
+    get, path = "/console/{asset}", operation_id = "console_asset", tag = "console",
+    params(("asset" = String, Path)),
+    responses(
+        (
+            status = 200, description = "The part", headers(("ETag" = String)),
+            content((String = "text/css"), (String = "text/javascript"), (String = "text/markdown"))
+        ),
+        (status = 404, description = "There is no such part"),
+    )
+)]
 pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     match ASSETS.iter().find(|(known, _, _)| *known == name) {
         Some((_, media_type, content)) => file(media_type, content, &headers),

@@ -11,6 +11,7 @@ use lakehouse_core::diff::{Counts, Diff};
 use serde::Deserialize;
 use serde_json::{Map, json};
 use tracing::info;
+use utoipa::IntoParams;
 
 use super::Shared;
 use super::auth::Principal;
@@ -18,25 +19,45 @@ use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
-use super::rows::{end_of_lines, respond, too_many};
-use super::tables::Named;
+use super::rows::{Refused, end_of_lines, respond, too_many};
+use super::tables::{InPath, Named};
 use super::wish::query;
 use crate::cli;
 use crate::failure::Failure;
 use crate::lake::Point;
 use crate::rows::ChangesOutput;
+use crate::shapes;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wish {
-    /// A point in one word.
+    /// A point in one word: a snapshot's id, a time as RFC 3339 has it, a cut's position, or a tag.
+    #[param(example = "main")]
     from: String,
+    /// The same.
+    #[param(example = "main")]
     to: String,
     /// Only how many rows differ.
     #[serde(default)]
     counts: bool,
 }
 
+/// Read what differs between two points of a table's past.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/diff", operation_id = "read_diff", tag = "tables", params(InPath, Wish),
+    responses(
+        (
+            status = 200, description = "What differs, in the format that `Accept` asks for; counts always as JSON",
+            content(
+                (shapes::Changes = "application/json"), (shapes::Lines = "application/x-ndjson"),
+                (shapes::Csv = "text/csv"), (shapes::ArrowStream = "application/vnd.apache.arrow.stream"),
+            ),
+            headers(("ETag" = String))
+        ),
+        Refused,
+    )
+)]
 pub(super) async fn get(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

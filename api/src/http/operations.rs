@@ -13,6 +13,7 @@ use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 
 use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
@@ -25,23 +26,29 @@ use crate::cli::PositionRange;
 use crate::failure::Failure;
 use crate::operate;
 use crate::operate::release::{Releases, check_open, turn_back};
+use crate::shapes;
 
 /// Transactions that a replay may leave out: the control table's metadata carries them.
 const LEFT_OUT: usize = 1_000;
 
 /// An operation as it stands.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct Operation {
     pub(super) id: String,
     pub(super) pipeline: String,
+    #[schema(value_type = shapes::Stage)]
     pub(super) stage: Stage,
+    /// Why it goes back, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     turned: Option<String>,
     epoch: u64,
     by: String,
     reason: String,
     /// RFC 3339.
     begun_at: String,
+    /// By names as `namespace.table`.
+    #[schema(value_type = BTreeMap<String, shapes::RolledTable>)]
     pub(super) tables: BTreeMap<String, RolledTable>,
 }
 
@@ -71,22 +78,35 @@ impl Principal {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Operations {
     operations: Vec<Operation>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_page_token: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wish {
+    /// Only those of this pipeline.
     pipeline: Option<String>,
+    /// Items of a page; 100, where it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     page_size: Option<usize>,
+    /// `next_page_token` of the page before; the first one, without.
     page_token: Option<String>,
 }
 
-/// By pipeline and by when they were begun, which never changes.
+/// List rollbacks, by pipeline and by when they were begun, which never changes.
+#[utoipa::path(
+    get, path = "/v1/operations", operation_id = "list_operations", tag = "operations", params(Wish),
+    responses(
+        (status = 200, description = "Those of which the token may see all tables", body = Operations),
+        (status = 404, description = "There is no such pipeline"),
+    )
+)]
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -108,6 +128,15 @@ pub(super) async fn list(
     Ok(Json(Operations { operations: page.items, next_page_token: page.next }).into_response())
 }
 
+/// Show how far a rollback has come.
+#[utoipa::path(
+    get, path = "/v1/operations/{id}", operation_id = "show_operation", tag = "operations",
+    params(("id" = String, Path)),
+    responses(
+        (status = 200, description = "The operation", body = Operation),
+        (status = 404, description = "There is no such operation"),
+    )
+)]
 pub(super) async fn show(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -120,6 +149,20 @@ pub(super) async fn show(
     Ok(Json(Operation::new(&pipeline, journal)).into_response())
 }
 
+/// Bring back the rows from before a rollback, with all changes since.
+#[utoipa::path(
+    post, path = "/v1/operations/{id}/undo", operation_id = "undo_operation", tag = "operations",
+    params(("id" = String, Path)), request_body = Why,
+    responses(
+        (
+            status = 202, description = "It goes back", body = Operation,
+            headers(("Location" = String, description = "The operation's address"))
+        ),
+        (status = 404, description = "There is no such operation"),
+        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
+        (status = 412, description = "A table has moved; nothing was changed"),
+    )
+)]
 pub(super) async fn undo(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -129,6 +172,20 @@ pub(super) async fn undo(
     back(&service, principal, "undo", id, reason).await
 }
 
+/// Give up a rollback that has not come to its end.
+#[utoipa::path(
+    post, path = "/v1/operations/{id}/abort", operation_id = "abort_operation", tag = "operations",
+    params(("id" = String, Path)), request_body = Why,
+    responses(
+        (
+            status = 202, description = "It goes back", body = Operation,
+            headers(("Location" = String, description = "The operation's address"))
+        ),
+        (status = 404, description = "There is no such operation"),
+        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
+        (status = 412, description = "A table has moved; nothing was changed"),
+    )
+)]
 pub(super) async fn abort(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -159,6 +216,19 @@ async fn back(
     Ok(service.coordinator.run(intent, turned).await?.accepted())
 }
 
+/// Go on from a rollback's rows with the changes since it; the tables diverge from their source.
+#[utoipa::path(
+    post, path = "/v1/operations/{id}/accept", operation_id = "accept_operation", tag = "operations",
+    params(("id" = String, Path)), request_body = Why,
+    responses(
+        (
+            status = 202, description = "Its tables are going to be released", body = Operation,
+            headers(("Location" = String, description = "The operation's address"))
+        ),
+        (status = 404, description = "There is no such operation"),
+        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
+    )
+)]
 pub(super) async fn accept(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -169,8 +239,10 @@ pub(super) async fn accept(
     service.noted(&principal, "accept", &id, &reason, accepted).await
 }
 
-#[derive(Debug, Deserialize)]
+/// Which changes to leave out, and why.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ReplayOrder)]
 pub(super) struct Replay {
     reason: Reason,
     /// All of the operation, where it is left out.
@@ -180,10 +252,14 @@ pub(super) struct Replay {
     without_range: Option<Range>,
 }
 
-#[derive(Debug, Deserialize)]
+/// All transactions that end behind `after`, up to `up_to`.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = PositionRange)]
 struct Range {
+    #[schema(value_type = shapes::Position)]
     after: Position,
+    #[schema(value_type = shapes::Position)]
     up_to: Position,
 }
 
@@ -200,6 +276,19 @@ impl Replay {
     }
 }
 
+/// Go on from a rollback's target with all changes since, but those left out.
+#[utoipa::path(
+    post, path = "/v1/operations/{id}/replay", operation_id = "replay_operation", tag = "operations",
+    params(("id" = String, Path)), request_body = Replay,
+    responses(
+        (
+            status = 202, description = "Its tables are going to be released", body = Operation,
+            headers(("Location" = String, description = "The operation's address"))
+        ),
+        (status = 404, description = "There is no such operation"),
+        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
+    )
+)]
 pub(super) async fn replay(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use utoipa::IntoParams;
 use uuid::Uuid;
 
 use super::problem::HttpProblem;
@@ -26,9 +27,12 @@ const SIGNATURE: usize = 32;
 const SECRET_LENGTH: usize = 32;
 
 /// Which page of a list.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct PageWish {
+    /// Items of a page; 100, where it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     pub(super) page_size: Option<usize>,
     /// `next_page_token` of the page before; the first one, without.
     pub(super) page_token: Option<String>,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use lakehouse_core::schema::TableName;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::answer;
 use crate::upkeep::TableReport;
@@ -13,8 +14,9 @@ use crate::upkeep::TableReport;
 const PASSES: usize = 16;
 
 /// How far one has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = MaintenanceState)]
 pub(super) enum State {
     Running,
     Done,
@@ -22,7 +24,8 @@ pub(super) enum State {
 }
 
 /// One pass, as it is shown.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MaintenancePass)]
 pub(super) struct Pass {
     pub(super) id: String,
     state: State,

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::auth::Principal;
 use super::body::{Body, Name, Nothing, Reason, Why, named};
@@ -14,18 +15,19 @@ use super::problem::HttpProblem;
 use super::wish::query;
 use super::{Service, Shared};
 use crate::operate;
-use crate::operate::resync::Resync;
+use crate::operate::resync::{Requested, Resync};
 use crate::verbs::status;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Pipelines {
     pipelines: Vec<Pipeline>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_page_token: Option<String>,
 }
 
 /// As `status` shows it, without its source's end: a service may have no way to the source.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Pipeline {
     #[serde(flatten)]
     status: status::Pipeline,
@@ -42,6 +44,11 @@ impl Service {
     }
 }
 
+/// Show how pipelines stand.
+#[utoipa::path(
+    get, path = "/v1/pipelines", operation_id = "list_pipelines", tag = "pipelines", params(PageWish),
+    responses((status = 200, description = "All, each with the tables that the token may see", body = Pipelines))
+)]
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -56,6 +63,15 @@ pub(super) async fn list(
     Ok(Json(Pipelines { pipelines, next_page_token: page.next }).into_response())
 }
 
+/// Show how a pipeline stands.
+#[utoipa::path(
+    get, path = "/v1/pipelines/{pipeline}", operation_id = "show_pipeline", tag = "pipelines",
+    params(("pipeline" = String, Path)),
+    responses(
+        (status = 200, description = "With the tables that the token may see", body = Pipeline),
+        (status = 404, description = "There is no such pipeline"),
+    )
+)]
 pub(super) async fn show(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -64,6 +80,16 @@ pub(super) async fn show(
     Ok(Json(service.pipeline(&principal, &name).await?).into_response())
 }
 
+/// Let a pipeline stand still from its next cut on.
+#[utoipa::path(
+    post, path = "/v1/pipelines/{pipeline}/pause", operation_id = "pause_pipeline", tag = "pipelines",
+    params(("pipeline" = String, Path)), request_body = Why,
+    responses(
+        (status = 200, description = "The pipeline", body = Pipeline),
+        (status = 404, description = "There is no such pipeline"),
+        (status = 409, description = "Its state does not allow that"),
+    )
+)]
 pub(super) async fn pause(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -74,6 +100,16 @@ pub(super) async fn pause(
     service.noted(&principal, "pause", &name, &reason, paused).await
 }
 
+/// Let a paused pipeline go on.
+#[utoipa::path(
+    post, path = "/v1/pipelines/{pipeline}/resume", operation_id = "resume_pipeline", tag = "pipelines",
+    params(("pipeline" = String, Path)), request_body = Nothing,
+    responses(
+        (status = 200, description = "The pipeline", body = Pipeline),
+        (status = 404, description = "There is no such pipeline"),
+        (status = 409, description = "Its state does not allow that"),
+    )
+)]
 pub(super) async fn resume(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -97,13 +133,26 @@ impl Service {
     }
 }
 
-#[derive(Debug, Deserialize)]
+/// Which tables to copy anew.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ResyncOrder)]
 pub(super) struct Wanted {
+    #[schema(min_items = 1)]
     tables: Vec<Name>,
     reason: Reason,
 }
 
+/// Copy tables anew from their source, beside what stands there.
+#[utoipa::path(
+    post, path = "/v1/pipelines/{pipeline}/resync", operation_id = "resync_tables", tag = "pipelines",
+    params(("pipeline" = String, Path)), request_body = Wanted,
+    responses(
+        (status = 202, description = "The tables that will be copied anew", body = Requested),
+        (status = 404, description = "There is no such pipeline, or no such table of it"),
+        (status = 409, description = "The state of the pipeline does not allow that"),
+    )
+)]
 pub(super) async fn resync(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -115,7 +164,7 @@ pub(super) async fn resync(
         service.check_scope(&principal, &tables).await?;
         let resync = Resync::plan(&service.lake, &name, service.config.pipeline(&name)?, &tables).await?;
         resync.request(&service.lake, &reason).await?;
-        Ok((StatusCode::ACCEPTED, Json(resync.json())).into_response())
+        Ok((StatusCode::ACCEPTED, Json(resync.answer())).into_response())
     };
     service.noted(&principal, "resync", &name, &reason, requested).await
 }

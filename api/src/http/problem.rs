@@ -16,6 +16,7 @@ use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::error::{Problem, Reaction};
 use serde::Serialize;
 use tracing::error;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::failure::Failure;
@@ -44,6 +45,70 @@ pub(super) struct HttpProblem {
     /// What the client does not see.
     cause: Option<Box<Problem>>,
 }
+
+/// The codes of answers below 500, by status. One that stands here twice has the first status by itself, and the other by
+/// its place in a request; one that does not stand here has 500, or 503 where time heals it.
+pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
+    (
+        StatusCode::BAD_REQUEST,
+        &[
+            "COLUMN_UNKNOWN",
+            "FILTER_INVALID",
+            "ORDER_INVALID",
+            "PAGE_TOKEN_INVALID",
+            "REQUEST_INVALID",
+            "ROWS_LIMIT",
+            "TAG_NAME",
+        ],
+    ),
+    (StatusCode::UNAUTHORIZED, &[LOGIN_REQUIRED, "UNAUTHENTICATED"]),
+    (StatusCode::FORBIDDEN, &["FORBIDDEN", "ROWS_DISABLED"]),
+    (
+        StatusCode::NOT_FOUND,
+        &[
+            "CUT_UNKNOWN",
+            "OPERATION_UNKNOWN",
+            "PIPELINE_UNKNOWN",
+            "PLAN_UNKNOWN",
+            "ROUTE_UNKNOWN",
+            "RUN_UNKNOWN",
+            "SNAPSHOT_UNKNOWN",
+            "TABLE_NAME",
+            "TABLE_UNKNOWN",
+            "TAG_UNKNOWN",
+        ],
+    ),
+    (StatusCode::METHOD_NOT_ALLOWED, &["METHOD_UNKNOWN"]),
+    (StatusCode::NOT_ACCEPTABLE, &["NOT_ACCEPTABLE"]),
+    // A body that has not come in time.
+    (StatusCode::REQUEST_TIMEOUT, &["REQUEST_INVALID"]),
+    (StatusCode::GONE, &["SNAPSHOT_EXPIRED"]),
+    // The request is right, and what stands in the lake is in its way.
+    (
+        StatusCode::CONFLICT,
+        &[
+            "CHANGES_MISSED",
+            "CUT_NOT_REACHED",
+            "MAINTENANCE_RUNNING",
+            "NOT_HELD",
+            "NOT_OPEN",
+            "NO_CUT",
+            "OPERATION_UNKNOWN",
+            "REPLAY_IMPOSSIBLE",
+            "ROLLBACK_OPEN",
+            "SNAPSHOT_EXPIRED",
+            "TAG_LIMIT",
+            "TARGET_INCOMPLETE",
+            "TARGET_IS_HEAD",
+        ],
+    ),
+    // Not what somebody has looked at.
+    (StatusCode::PRECONDITION_FAILED, &["PLAN_MOVED", "TABLE_MOVED", "TAG_MOVED"]),
+    (StatusCode::PAYLOAD_TOO_LARGE, &["BODY_LIMIT"]),
+    (StatusCode::UNPROCESSABLE_ENTITY, &["IDEMPOTENCY_REUSED"]),
+    (StatusCode::PRECONDITION_REQUIRED, &["PRECONDITION_REQUIRED"]),
+    (StatusCode::TOO_MANY_REQUESTS, &["TOO_MANY_SCANS"]),
+];
 
 impl HttpProblem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
@@ -100,21 +165,14 @@ const RETRY_SECONDS: u64 = 5;
 
 impl From<Failure> for HttpProblem {
     fn from(Failure { problem, .. }: Failure) -> Self {
-        let status = match problem.code {
-            "TABLE_UNKNOWN" | "TABLE_NAME" | "SNAPSHOT_UNKNOWN" | "TAG_UNKNOWN" | "CUT_UNKNOWN"
-            | "PIPELINE_UNKNOWN" | "OPERATION_UNKNOWN" => StatusCode::NOT_FOUND,
-            "SNAPSHOT_EXPIRED" => StatusCode::GONE,
-            "COLUMN_UNKNOWN" | "FILTER_INVALID" | "ORDER_INVALID" | "ROWS_LIMIT" | "TAG_NAME" => StatusCode::BAD_REQUEST,
-            // The request is right, and what stands in the lake is in its way.
-            "NO_CUT" | "ROLLBACK_OPEN" | "CUT_NOT_REACHED" | "TARGET_IS_HEAD" | "TARGET_INCOMPLETE" | "NOT_OPEN"
-            | "NOT_HELD" | "REPLAY_IMPOSSIBLE" | "CHANGES_MISSED" | "TAG_LIMIT" => StatusCode::CONFLICT,
-            // Not what somebody has looked at; of one commit that others outran, time heals it.
-            "TABLE_MOVED" if problem.reaction == Reaction::Halt => StatusCode::PRECONDITION_FAILED,
-            "TAG_MOVED" => StatusCode::PRECONDITION_FAILED,
-            "IDEMPOTENCY_REUSED" => StatusCode::UNPROCESSABLE_ENTITY,
-            "AUDIT_UNWRITABLE" | "AUDIT_DAMAGED" => StatusCode::SERVICE_UNAVAILABLE,
-            _ if problem.reaction == Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        let own = CODES.iter().find(|(_, codes)| codes.contains(&problem.code)).map(|(status, _)| *status);
+        let status = match (problem.code, own) {
+            // One commit that others outran: time heals it.
+            ("TABLE_MOVED", _) if problem.reaction != Reaction::Halt => StatusCode::SERVICE_UNAVAILABLE,
+            ("AUDIT_UNWRITABLE" | "AUDIT_DAMAGED", _) => StatusCode::SERVICE_UNAVAILABLE,
+            (_, Some(status)) => status,
+            (_, None) if problem.reaction == Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            (_, None) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if !status.is_server_error() {
             return Self::new(
@@ -157,15 +215,22 @@ pub(super) fn panicked(cause: Box<dyn Any + Send + 'static>) -> Response {
     HttpProblem { cause: Some(Box::new(problem)), ..HttpProblem::of(status) }.into_response()
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// Why there is no other answer (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Document<'a> {
     r#type: String,
     title: &'a str,
     status: u16,
+    /// For people.
     detail: &'a str,
+    /// For programs: stable, and explained in `troubleshooting.md`.
     code: &'a str,
+    /// As in the header `X-Request-Id`, the log and the audit trail.
     request_id: &'a str,
+    /// Of a state that is not there: what is kept around it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Neighbours>, nullable = false)]
     nearest: Option<&'a serde_json::Value>,
 }
 

@@ -8,11 +8,13 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::Utc;
 use lakehouse_core::commit::{Journal, RequestDigest};
+use lakehouse_core::position::Position;
 use lakehouse_core::rollback::{self, Asked};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::auth::Principal;
@@ -26,19 +28,39 @@ use super::{Service, Shared};
 use crate::answer;
 use crate::failure::Failure;
 use crate::lake::Point;
-use crate::operate::rollback::{Preview, PreviewedTable, begin, mirrors};
+use crate::operate::rollback::{PlannedTable, Preview, PreviewedTable, begin, mirrors};
+use crate::shapes;
 
 /// What is to go back, and where to: exactly one of the last four.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = RollbackOrder)]
 pub(super) struct Wanted {
     pipeline: String,
     /// All mirrors of the pipeline, where it is left out.
     tables: Option<Vec<Name>>,
     snapshot_id: Option<Id>,
+    /// RFC 3339, or a date; without a zone it is UTC.
     as_of: Option<String>,
     tag: Option<String>,
+    #[schema(value_type = Option<shapes::Position>)]
     cut: Option<String>,
+}
+
+/// A rollback that may be confirmed, on exactly what it shows.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RollbackPlan)]
+struct Shown {
+    id: String,
+    /// What a confirmation has in `If-Match`.
+    etag: String,
+    /// RFC 3339.
+    expires_at: String,
+    pipeline: String,
+    /// The newest cut, whose positions the tables keep.
+    #[schema(value_type = shapes::Position)]
+    cut: Position,
+    tables: Vec<PlannedTable>,
 }
 
 impl Wanted {
@@ -54,7 +76,22 @@ impl Wanted {
     }
 }
 
-/// Reads differences, so it is a scan, and ends when its client leaves.
+/// Show what a rollback would do.
+///
+/// Nothing is changed. It reads differences, so it is a scan, and ends when its client leaves.
+#[utoipa::path(
+    post, path = "/v1/rollbacks", operation_id = "plan_rollback", tag = "operations", request_body = Wanted,
+    responses(
+        (
+            status = 200, description = "The plan, kept for five minutes and for its caller", body = Shown,
+            headers(("ETag" = String, description = "Of the plan, for `If-Match`"))
+        ),
+        (status = 404, description = "There is no such pipeline, table, snapshot, tag or cut"),
+        (status = 409, description = "The target has expired, or the state of a table does not allow that"),
+        (status = 412, description = "A table has moved meanwhile"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
 pub(super) async fn preview(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -79,10 +116,15 @@ pub(super) async fn preview(
     let id = Uuid::now_v7().to_string();
     let kept = KeptPlan::new(id, principal.name.clone(), pipeline, preview.plan, now);
     let expires_at = (Utc::now() + PLAN_TIME).timestamp_millis();
-    let tables: Vec<_> = preview.tables.iter().map(PreviewedTable::json).collect();
-    let document = json!({"id": kept.id, "etag": kept.etag.text(), "expires_at": answer::time(expires_at),
-                          "pipeline": pipeline, "cut": kept.plan.cut, "tables": tables});
-    let response = kept.etag.on(Json(document).into_response());
+    let shown = Shown {
+        id: kept.id.clone(),
+        etag: kept.etag.text().to_owned(),
+        expires_at: answer::time(expires_at),
+        pipeline: pipeline.clone(),
+        cut: kept.plan.cut,
+        tables: preview.tables.iter().map(PreviewedTable::answer).collect(),
+    };
+    let response = kept.etag.on(Json(shown).into_response());
     service.plans().keep(kept, now);
     Ok(response)
 }
@@ -95,6 +137,30 @@ pub(super) fn in_the_way(failure: Failure) -> HttpProblem {
     }
 }
 
+/// Confirm a rollback, on exactly what its plan has shown.
+#[utoipa::path(
+    post, path = "/v1/rollbacks/{id}/confirm", operation_id = "confirm_rollback", tag = "operations",
+    params(
+        ("id" = String, Path, description = "The plan's"),
+        ("If-Match" = String, Header, description = "The plan's `etag`"),
+        (
+            "Idempotency-Key" = String, Header, min_length = 1, max_length = 128, pattern = "^[!-~]+$",
+            description = "The caller's own, best a uuid: who repeats a request with it gets the same operation"
+        ),
+    ),
+    request_body = Why,
+    responses(
+        (
+            status = 202, description = "The operation, begun", body = Operation,
+            headers(("Location" = String, description = "The operation's address"))
+        ),
+        (status = 404, description = "No such plan of this caller is kept"),
+        (status = 409, description = "The state of a table does not allow that"),
+        (status = 412, description = "A table has moved, or `If-Match` is not the plan's tag; nothing was changed"),
+        (status = 422, description = "The key was used with another plan or reason"),
+        (status = 428, description = "A header is missing"),
+    )
+)]
 pub(super) async fn confirm(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

@@ -1,5 +1,6 @@
-//! Every address, and the least role that may call it. A route is made with its role, so none is without one but the two
-//! that say no more than a status, and the console, which has nothing to say by itself.
+//! Every address, the least role that may call it, whether that wants a recent login, and how long its answer may take: one
+//! list, of which the routes and the document about them (`openapi.rs`) are both made, so a handler without a description has
+//! no place in it. Only what says nothing about a lake is without a role. Not in it: `/metrics`, which has a port of its own.
 
 use std::time::Duration;
 
@@ -7,75 +8,111 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::get;
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
+use utoipa_axum::router::UtoipaMethodRouter;
+use utoipa_axum::routes;
 
-use super::auth::{self, Guard, me};
+use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
-use super::{Shared, console, diff, metrics, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep};
+use super::{
+    Shared, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep,
+};
 use crate::config::Role;
 
-/// How long an answer without rows may take (S6); one with rows has the time of a scan.
+/// How long an answer without rows may take (S6).
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// How long the catalog may take to show that it is there.
 const READY_TIME: Duration = Duration::from_secs(2);
 
-pub(super) fn api(service: &Shared) -> Router {
-    let with = |role: Role, recent_login: bool, route: MethodRouter<Shared>| {
-        route.layer(from_fn_with_state(Guard { service: Shared::clone(service), role, recent_login }, auth::check))
-    };
-    let guarded = |role: Role, route: MethodRouter<Shared>| with(role, false, route);
-    // What takes rows away or lets go of them is no work for a browser that somebody has left open (S4).
-    let destructive = |route: MethodRouter<Shared>| with(Role::Operator, true, route);
-    let about = Router::new()
-        .route("/v1/me", guarded(Role::Reader, get(me)))
-        .route("/v1/tables", guarded(Role::Reader, get(tables::list)))
-        .route("/v1/tables/{namespace}/{table}", guarded(Role::Reader, get(tables::describe)))
-        .route("/v1/tables/{namespace}/{table}/snapshots", guarded(Role::Reader, get(tables::snapshots)))
-        .route("/v1/tables/{namespace}/{table}/history", guarded(Role::Reader, get(tables::history)))
-        .route("/v1/tables/{namespace}/{table}/refs", guarded(Role::Reader, get(tables::references)))
-        .route("/v1/tables/{namespace}/{table}/tags/{name}", guarded(Role::Reader, get(tags::show)))
-        .route("/v1/tables/{namespace}/{table}/health", guarded(Role::Reader, get(tables::health)))
-        .route("/v1/pipelines", guarded(Role::Reader, get(pipelines::list)))
-        .route("/v1/pipelines/{pipeline}", guarded(Role::Reader, get(pipelines::show)))
-        .route("/v1/operations", guarded(Role::Reader, get(operations::list)))
-        .route("/v1/operations/{id}", guarded(Role::Reader, get(operations::show)));
-    let operating = Router::new()
-        .route(
-            "/v1/tables/{namespace}/{table}/tags/{name}",
-            guarded(Role::Operator, put(tags::set).delete(tags::remove)),
-        )
-        .route("/v1/pipelines/{pipeline}/pause", guarded(Role::Operator, post(pipelines::pause)))
-        .route("/v1/pipelines/{pipeline}/resume", guarded(Role::Operator, post(pipelines::resume)))
-        .route("/v1/pipelines/{pipeline}/resync", destructive(post(pipelines::resync)))
-        .route("/v1/rollbacks/{id}/confirm", destructive(post(rollbacks::confirm)))
-        .route("/v1/maintenance/runs/{id}", guarded(Role::Operator, get(upkeep::show)))
-        .route("/v1/operations/{id}/undo", destructive(post(operations::undo)))
-        .route("/v1/operations/{id}/abort", destructive(post(operations::abort)))
-        .route("/v1/operations/{id}/accept", destructive(post(operations::accept)))
-        .route("/v1/operations/{id}/replay", destructive(post(operations::replay)));
-    let quick = about.merge(operating).layer(within_time(ANSWER_TIME));
-    // Their answers have no rows of tables, but they read them, or what stands about all of them.
-    let planning = Router::new()
-        .route("/v1/rollbacks", guarded(Role::Operator, post(rollbacks::preview)))
-        .route("/v1/maintenance", guarded(Role::Operator, post(upkeep::maintain)))
-        .route("/v1/maintenance/runs", guarded(Role::Reader, get(upkeep::history)))
-        .layer(within_time(service.api.scan_time.0));
-    let with_rows = Router::new()
-        .route("/v1/tables/{namespace}/{table}/rows", guarded(Role::Reader, get(rows::get)))
-        .route("/v1/tables/{namespace}/{table}/rows:query", guarded(Role::Reader, post(rows::query)))
-        .route("/v1/tables/{namespace}/{table}/diff", guarded(Role::Reader, get(diff::get)));
-    let all = quick.merge(planning).merge(with_rows).layer(DefaultBodyLimit::max(BODY_BYTES));
-    within(all.merge(console_files()).merge(probes()), service)
+/// Handlers of one address, with their descriptions.
+type Described = UtoipaMethodRouter<Shared>;
+
+/// One address.
+pub(super) struct Route {
+    /// The least that may call it; without one everybody may, and need not say who they are.
+    pub(super) role: Option<Role>,
+    /// It takes rows away or lets go of them: no work for a browser that somebody has left open (S4).
+    pub(super) destructive: bool,
+    time: Time,
+    pub(super) described: Described,
 }
 
-fn console_files() -> Router<Shared> {
-    Router::new()
-        .route("/console", get(console::page))
-        .route("/console/", get(console::slash))
-        .route("/console/{asset}", get(console::asset))
+/// How long an answer may take.
+enum Time {
+    /// [`ANSWER_TIME`].
+    Answer,
+    /// It has no rows of tables, but it reads them, or what stands about all of them: the time of a scan.
+    Scan,
+    /// It has rows, and ends by itself (`pipe.rs`).
+    Rows,
+}
+
+pub(super) fn all() -> Vec<Route> {
+    let open = |described: Described| Route { role: None, destructive: false, time: Time::Answer, described };
+    let reader = |described: Described| Route { role: Some(Role::Reader), ..open(described) };
+    let operator = |described: Described| Route { role: Some(Role::Operator), ..open(described) };
+    let destructive = |described: Described| Route { destructive: true, ..operator(described) };
+    vec![
+        reader(routes!(auth::me)),
+        reader(routes!(tables::list)),
+        reader(routes!(tables::describe)),
+        reader(routes!(tables::snapshots)),
+        reader(routes!(tables::history)),
+        reader(routes!(tables::references)),
+        reader(routes!(tags::show)),
+        operator(routes!(tags::set, tags::remove)),
+        reader(routes!(tables::health)),
+        Route { time: Time::Rows, ..reader(routes!(rows::get)) },
+        Route { time: Time::Rows, ..reader(routes!(rows::query)) },
+        Route { time: Time::Rows, ..reader(routes!(diff::get)) },
+        reader(routes!(pipelines::list)),
+        reader(routes!(pipelines::show)),
+        operator(routes!(pipelines::pause)),
+        operator(routes!(pipelines::resume)),
+        destructive(routes!(pipelines::resync)),
+        Route { time: Time::Scan, ..operator(routes!(rollbacks::preview)) },
+        destructive(routes!(rollbacks::confirm)),
+        reader(routes!(operations::list)),
+        reader(routes!(operations::show)),
+        destructive(routes!(operations::undo)),
+        destructive(routes!(operations::abort)),
+        destructive(routes!(operations::accept)),
+        destructive(routes!(operations::replay)),
+        Route { time: Time::Scan, ..operator(routes!(upkeep::maintain)) },
+        Route { time: Time::Scan, ..reader(routes!(upkeep::history)) },
+        operator(routes!(upkeep::show)),
+        open(routes!(openapi::show)),
+        open(routes!(console::page)),
+        open(routes!(console::slash)),
+        open(routes!(console::asset)),
+        open(routes!(live)),
+        open(routes!(ready)),
+    ]
+}
+
+impl Route {
+    fn add_to(self, router: Router<Shared>, service: &Shared) -> Router<Shared> {
+        let (_, described, mut handlers) = self.described;
+        if let Some(role) = self.role {
+            let guard = Guard { service: Shared::clone(service), role, recent_login: self.destructive };
+            handlers = handlers.layer(from_fn_with_state(guard, auth::check));
+        }
+        let handlers = match self.time {
+            Time::Answer => handlers.layer(within_time(ANSWER_TIME)),
+            Time::Scan => handlers.layer(within_time(service.api.scan_time.0)),
+            Time::Rows => handlers,
+        };
+        let address = described.paths.keys().next().expect("what is described has an address");
+        router.route(address, handlers)
+    }
+}
+
+pub(super) fn api(service: &Shared) -> Router {
+    let router = all().into_iter().fold(Router::new(), |router, route| route.add_to(router, service));
+    within(router.layer(DefaultBodyLimit::max(BODY_BYTES)), service)
 }
 
 fn within_time(time: Duration) -> TimeoutLayer {
@@ -84,11 +121,8 @@ fn within_time(time: Duration) -> TimeoutLayer {
 
 /// For the port of its own.
 pub(super) fn metrics(service: &Shared) -> Router {
-    within(probes().route("/metrics", get(metrics::show)), service)
-}
-
-fn probes() -> Router<Shared> {
-    Router::new().route("/livez", get(|| async { StatusCode::OK })).route("/readyz", get(ready))
+    let probes = Router::new().route("/livez", get(live)).route("/readyz", get(ready));
+    within(probes.route("/metrics", get(metrics::show)), service)
 }
 
 /// What is around every answer: from the inside, panics become errors, errors get a body, and all are counted.
@@ -101,7 +135,20 @@ fn within(router: Router<Shared>, service: &Shared) -> Router {
         .with_state(Shared::clone(service))
 }
 
+/// The process answers.
+#[utoipa::path(
+    get, path = "/livez", operation_id = "live", tag = "service",
+    responses((status = 200, description = "It does"))
+)]
+async fn live() -> StatusCode {
+    StatusCode::OK
+}
+
 /// The catalog answers.
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "ready", tag = "service",
+    responses((status = 200, description = "It does"), (status = 503, description = "It does not"))
+)]
 async fn ready(State(service): State<Shared>) -> StatusCode {
     match timeout(READY_TIME, service.lake.catalog.list(None)).await {
         Ok(Ok(_)) => StatusCode::OK,

@@ -12,6 +12,7 @@ use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::read::TableReader;
 use serde_json::json;
 use tracing::{info, warn};
+use utoipa::IntoResponses;
 
 use super::auth::Principal;
 use super::body::Body;
@@ -20,7 +21,7 @@ use super::format::Format;
 use super::pipe::{self, Answer, Pipe, Wanted, too_much};
 use super::problem::HttpProblem;
 use super::scans::ScanPermit;
-use super::tables::Named;
+use super::tables::{InPath, Named};
 use super::wish::{self, Document, Parameters, Wish};
 use super::{Service, Shared};
 use crate::answer;
@@ -28,6 +29,7 @@ use crate::cli;
 use crate::failure::Failure;
 use crate::lake::{Chosen, Point};
 use crate::rows::{self, ORDERED_ROWS, Output, Reading};
+use crate::shapes;
 
 /// Rows, or changes, of one JSON document, which is made in memory.
 pub(super) const JSON_ROWS: u64 = 10_000;
@@ -36,6 +38,50 @@ const JSON_BYTES: usize = 32 << 20;
 /// When to come again where every scan is taken, in seconds.
 const SCAN_SECONDS: u64 = 1;
 
+/// Why rows, or changes, are not shown.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is wanted")]
+pub(super) enum Refused {
+    /// The token may not read this table, or this server shows no rows
+    #[response(status = 403)]
+    Hidden,
+    /// There is no such table, snapshot, tag or cut; of a time or position `nearest` says what is kept around it
+    #[response(status = 404)]
+    Unknown,
+    /// Rows do not come in a format that `Accept` names
+    #[response(status = 406)]
+    Format,
+    /// A state has expired; `nearest` says what is kept around it
+    #[response(status = 410)]
+    Expired,
+    /// As many answers with rows are under way as this server gives at a time, in all or to one caller
+    #[response(status = 429)]
+    Busy,
+}
+
+/// Read rows of a table, now or in the past.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/rows", operation_id = "read_rows", tag = "tables",
+    params(InPath, Parameters),
+    responses(
+        (
+            status = 200, description = "Rows, in the format that `Accept` asks for",
+            content(
+                (shapes::Rows = "application/json"), (shapes::Lines = "application/x-ndjson"),
+                (shapes::Csv = "text/csv"), (shapes::ArrowStream = "application/vnd.apache.arrow.stream"),
+            ),
+            headers(
+                ("ETag" = String),
+                ("Snapshot-Id" = String, description = "The state that the rows are of"),
+                ("Snapshot-Timestamp" = String, description = "When it was committed, as RFC 3339"),
+                ("Consistency" = String, description = "`cut` where all tables agree, else `per_table`"),
+                ("Cut" = String, description = "Where one was asked for: the position of the cut that is shown"),
+                ("Athena-SQL" = String, description = "The same rows by Athena, without the filter and the order"),
+            )
+        ),
+        Refused,
+    )
+)]
 pub(super) async fn get(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -48,7 +94,30 @@ pub(super) async fn get(
     read(&service, &principal, &named, &headers, wish, Some(uri.query().unwrap_or_default())).await
 }
 
-/// The same, asked in a body. Its answer has no tag: nobody keeps the answer to a POST.
+/// Read rows of a table by a query in the body, which may be longer than an address.
+///
+/// Its answer has no tag: nobody keeps the answer to a POST.
+#[utoipa::path(
+    post, path = "/v1/tables/{namespace}/{table}/rows:query", operation_id = "query_rows", tag = "tables",
+    params(InPath), request_body = Document,
+    responses(
+        (
+            status = 200, description = "Rows, in the format that `Accept` asks for",
+            content(
+                (shapes::Rows = "application/json"), (shapes::Lines = "application/x-ndjson"),
+                (shapes::Csv = "text/csv"), (shapes::ArrowStream = "application/vnd.apache.arrow.stream"),
+            ),
+            headers(
+                ("Snapshot-Id" = String, description = "The state that the rows are of"),
+                ("Snapshot-Timestamp" = String, description = "When it was committed, as RFC 3339"),
+                ("Consistency" = String, description = "`cut` where all tables agree, else `per_table`"),
+                ("Cut" = String, description = "Where one was asked for: the position of the cut that is shown"),
+                ("Athena-SQL" = String, description = "The same rows by Athena, without the filter and the order"),
+            )
+        ),
+        Refused,
+    )
+)]
 pub(super) async fn query(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

@@ -13,7 +13,8 @@ use iceberg::spec::{SnapshotLog, SnapshotReference, SnapshotRetention};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{self, is_control};
 use lakehouse_core::schema::TableName;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::Shared;
 use super::auth::Principal;
@@ -29,6 +30,14 @@ use crate::verbs::health;
 use crate::verbs::snapshots::{Snapshots, age};
 use crate::verbs::tables::Table;
 
+/// How an address names a table.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct InPath {
+    namespace: String,
+    table: String,
+}
+
 /// The table that an address names.
 pub(super) struct Named(pub(super) TableName);
 
@@ -36,8 +45,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = HttpProblem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, HttpProblem> {
-        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let Path((namespace, table)) = path.map_err(|rejection| HttpProblem::invalid(rejection.body_text()))?;
+        let path = Path::<InPath>::from_request_parts(parts, state).await;
+        let Path(InPath { namespace, table }) =
+            path.map_err(|rejection| HttpProblem::invalid(rejection.body_text()))?;
         Ok(Self(TableName::new(namespace, table)))
     }
 }
@@ -53,13 +63,20 @@ impl Named {
     }
 }
 
-#[derive(Serialize)]
+/// Those that the token may see.
+#[derive(Serialize, ToSchema)]
 struct Tables {
     tables: Vec<Table>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_page_token: Option<String>,
 }
 
+/// List tables.
+#[utoipa::path(
+    get, path = "/v1/tables", operation_id = "list_tables", tag = "tables", params(PageWish),
+    responses((status = 200, description = "The tables that the token may see", body = Tables, headers(("ETag" = String))))
+)]
 pub(super) async fn list(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -84,7 +101,9 @@ pub(super) async fn list(
     Ok(etag.on(Json(Tables { tables, next_page_token: page.next }).into_response()))
 }
 
-#[derive(Serialize)]
+/// A table with its columns.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DescribedTable)]
 struct Described {
     #[serde(flatten)]
     table: Table,
@@ -93,7 +112,7 @@ struct Described {
     key: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Column {
     name: String,
     r#type: String,
@@ -102,6 +121,14 @@ struct Column {
     doc: Option<String>,
 }
 
+/// Describe a table.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}", operation_id = "describe_table", tag = "tables", params(InPath),
+    responses(
+        (status = 200, description = "The table with its columns and key", body = Described, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn describe(
     State(service): State<Shared>,
     named: Named,
@@ -125,14 +152,25 @@ pub(super) async fn describe(
     Ok(etag.on(Json(described).into_response()))
 }
 
-#[derive(Serialize)]
+/// Some snapshots of a table.
+#[derive(Serialize, ToSchema)]
 struct SnapshotPage {
     #[serde(flatten)]
     snapshots: Snapshots,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_page_token: Option<String>,
 }
 
+/// List the snapshots of a table, oldest first.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/snapshots", operation_id = "list_snapshots", tag = "tables",
+    params(InPath, PageWish),
+    responses(
+        (status = 200, description = "What each has changed", body = SnapshotPage, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn snapshots(
     State(service): State<Shared>,
     named: Named,
@@ -152,16 +190,18 @@ pub(super) async fn snapshots(
     Ok(etag.on(Json(SnapshotPage { snapshots, next_page_token: page.next }).into_response()))
 }
 
-#[derive(Serialize)]
+/// Which snapshot was current from when.
+#[derive(Serialize, ToSchema)]
 struct History {
     table: String,
     history: Vec<Turn>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_page_token: Option<String>,
 }
 
 /// From when on a snapshot was the current one.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Turn {
     current_from: String,
     snapshot_id: String,
@@ -170,7 +210,17 @@ struct Turn {
     is_ancestor: bool,
 }
 
-/// What `as_of` goes by: the table's own log, which ends before the oldest gap.
+/// List which snapshot of a table was current from when, oldest first.
+///
+/// It is what `as_of` goes by: the table's own log, which ends before the oldest gap.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/history", operation_id = "list_history", tag = "tables",
+    params(InPath, PageWish),
+    responses(
+        (status = 200, description = "As far as all of them are kept", body = History, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn history(
     State(service): State<Shared>,
     named: Named,
@@ -211,15 +261,17 @@ fn ancestors(table: &LoadedTable) -> HashSet<i64> {
     found
 }
 
-#[derive(Serialize)]
+/// Branches and tags of a table.
+#[derive(Serialize, ToSchema)]
 struct References {
     table: String,
     refs: Vec<Reference>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     next_page_token: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Reference {
     name: String,
     /// `branch` or `tag`.
@@ -227,6 +279,15 @@ struct Reference {
     snapshot_id: String,
 }
 
+/// List the branches and tags of a table.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/refs", operation_id = "list_refs", tag = "tables",
+    params(InPath, PageWish),
+    responses(
+        (status = 200, description = "Each with its snapshot", body = References, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table"),
+    )
+)]
 pub(super) async fn references(
     State(service): State<Shared>,
     named: Named,
@@ -254,7 +315,14 @@ pub(super) async fn references(
     Ok(etag.on(Json(answer).into_response()))
 }
 
-/// Has no tag: ages in it grow by themselves.
+/// Measure how well a table can be read. It has no tag: ages in it grow by themselves.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/health", operation_id = "table_health", tag = "tables", params(InPath),
+    responses(
+        (status = 200, description = "Its measures", body = health::Table),
+        (status = 404, description = "There is no such table of a pipeline"),
+    )
+)]
 pub(super) async fn health(State(service): State<Shared>, named: Named) -> Result<Response, HttpProblem> {
     let table = named.load(&service.lake).await?;
     check_maintained(&table)?;

@@ -11,8 +11,9 @@ use axum::{Extension, Json};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::tags::{TagName, tagged};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use utoipa::ToSchema;
 
 use super::auth::Principal;
 use super::body::{Body, Id, Reason};
@@ -20,16 +21,28 @@ use super::etag::Etag;
 use super::preconditions::{Seen, required, seen};
 use super::problem::HttpProblem;
 use super::rollbacks::in_the_way;
-use super::rows::point;
+use super::tables::InPath;
+use super::wish::point;
 use super::{Service, Shared};
 use crate::config::Role;
 use crate::lake::Point;
 use crate::operate::tags;
+use crate::shapes;
 
 /// The table and the name that an address has.
 pub(super) struct Address {
     table: TableName,
     name: TagName,
+}
+
+/// A name of a snapshot.
+#[derive(Serialize, ToSchema)]
+struct Tag {
+    table: String,
+    tag: String,
+    snapshot_id: String,
+    /// It never moves, and only an admin takes it away.
+    protected: bool,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Address {
@@ -53,9 +66,13 @@ impl Address {
     }
 
     fn answer(&self, table: &LoadedTable, snapshot_id: i64, status: StatusCode) -> Response {
-        let document = json!({"table": self.table.to_string(), "tag": self.name.as_str(),
-                              "snapshot_id": snapshot_id.to_string(), "protected": self.name.is_protected()});
-        self.etag(table, snapshot_id).on((status, Json(document)).into_response())
+        let tag = Tag {
+            table: self.table.to_string(),
+            tag: self.name.as_str().to_owned(),
+            snapshot_id: snapshot_id.to_string(),
+            protected: self.name.is_protected(),
+        };
+        self.etag(table, snapshot_id).on((status, Json(tag)).into_response())
     }
 
     fn moved(&self) -> HttpProblem {
@@ -64,6 +81,15 @@ impl Address {
     }
 }
 
+/// Show a tag of a table.
+#[utoipa::path(
+    get, path = "/v1/tables/{namespace}/{table}/tags/{name}", operation_id = "show_tag", tag = "tables",
+    params(InPath, ("name" = String, Path, description = "A slash in it is written `%2F`")),
+    responses(
+        (status = 200, description = "The tag", body = Tag, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table or tag"),
+    )
+)]
 pub(super) async fn show(
     State(service): State<Shared>,
     address: Address,
@@ -76,12 +102,15 @@ pub(super) async fn show(
 }
 
 /// Which snapshot it is to be: exactly one of the first four.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = TagOrder)]
 pub(super) struct Wanted {
     snapshot_id: Option<Id>,
+    /// RFC 3339, or a date; without a zone it is UTC.
     as_of: Option<String>,
     tag: Option<String>,
+    #[schema(value_type = Option<shapes::Position>)]
     cut: Option<String>,
     reason: Option<Reason>,
 }
@@ -97,6 +126,27 @@ impl Wanted {
     }
 }
 
+/// Give a snapshot a name, or move the name there.
+///
+/// What is there already is answered as the first time. A protected tag (`protected/…`) never moves.
+#[utoipa::path(
+    put, path = "/v1/tables/{namespace}/{table}/tags/{name}", operation_id = "set_tag", tag = "tables",
+    params(
+        InPath,
+        ("name" = String, Path, description = "A slash in it is written `%2F`"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: nothing has this name. Either this or `If-Match`"),
+        ("If-Match" = Option<String>, Header, description = "The tag's `ETag`, to move it"),
+    ),
+    request_body = Wanted,
+    responses(
+        (status = 200, description = "The tag, moved, or as it was", body = Tag, headers(("ETag" = String))),
+        (status = 201, description = "The tag, given", body = Tag, headers(("ETag" = String))),
+        (status = 404, description = "There is no such table, snapshot, tag or cut"),
+        (status = 409, description = "The snapshot has expired, or the table has as many tags as it may"),
+        (status = 412, description = "The tag is not what the headers say; nothing was changed"),
+        (status = 428, description = "Neither header is there"),
+    )
+)]
 pub(super) async fn set(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -129,12 +179,30 @@ pub(super) async fn set(
     Ok(address.answer(&table, snapshot_id, status))
 }
 
-#[derive(Debug, Deserialize)]
+/// Why a name is taken away; needed for a protected one.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = TagRemoval)]
 pub(super) struct Unwanted {
     reason: Option<Reason>,
 }
 
+/// Take a name away from its snapshot; a protected one (`protected/…`) only as an admin, with a reason.
+#[utoipa::path(
+    delete, path = "/v1/tables/{namespace}/{table}/tags/{name}", operation_id = "remove_tag", tag = "tables",
+    params(
+        InPath,
+        ("name" = String, Path, description = "A slash in it is written `%2F`"),
+        ("If-Match" = String, Header, description = "The tag's `ETag`"),
+    ),
+    request_body = Unwanted,
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 404, description = "There is no such table or tag"),
+        (status = 412, description = "The tag is not what the header says; nothing was changed"),
+        (status = 428, description = "The header is missing"),
+    )
+)]
 pub(super) async fn remove(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

@@ -20,40 +20,65 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::auth::Principal;
 use super::body::{Body, Name, Reason, named};
-use super::passes::Passes;
+use super::passes::{Pass, Passes, State as PassState};
 use super::problem::HttpProblem;
-use super::rows::query;
+use super::wish::query;
 use super::{Service, Shared};
 use crate::answer;
 use crate::audit::Intent;
 use crate::failure::Failure;
+use crate::shapes;
 use crate::upkeep::{TableReport, Upkeep, When, check_maintained, is_maintained};
 
 /// Steps of the history that an answer has, and the most that it may have.
 const STEPS: usize = 100;
 const MOST_STEPS: usize = 1_000;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wish {
+    /// Only those of this one, as `namespace.table`.
     table: Option<String>,
+    /// At most so many steps; 100, where it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-/// A step, as it is shown.
-#[derive(Serialize)]
+/// Steps of maintenance, the newest first.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenanceHistory)]
+struct History {
+    runs: Vec<Shown>,
+}
+
+/// A step of maintenance.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenanceStep)]
 struct Shown {
     /// RFC 3339.
     started_at: String,
     #[serde(flatten)]
+    #[schema(value_type = shapes::Step)]
     step: Step,
 }
 
-/// Reads the history, so it is a scan, and ends when its client leaves.
+/// List what maintenance has done, the newest first.
+///
+/// It reads the history, so it is a scan, and ends when its client leaves.
+#[utoipa::path(
+    get, path = "/v1/maintenance/runs", operation_id = "list_maintenance", tag = "maintenance", params(Wish),
+    responses(
+        (status = 200, description = "Steps, of tables that the token may see", body = History),
+        (status = 404, description = "`table` is no name of a table"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
 pub(super) async fn history(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -69,9 +94,9 @@ pub(super) async fn history(
         service.check_scope(&principal, std::slice::from_ref(table)).await?;
     }
     let Some(history) = service.lake.catalog.load(&runs_table(), None).await? else {
-        return Ok(Json(json!({"runs": []})).into_response());
+        return Ok(Json(History { runs: Vec::new() }).into_response());
     };
-    let permit = service.scan_permit()?;
+    let permit = service.scan_permit(&principal)?;
     let reader = TableReader::at(&service.lake.storage, &history, history.snapshot_id()).await?;
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
@@ -91,20 +116,54 @@ pub(super) async fn history(
     let interrupted = |_| Err(Problem::retry("INTERRUPTED", runs_table().to_string(), "reading was interrupted"));
     let steps = read.await.unwrap_or_else(interrupted)?;
     let shown = |step: Step| Shown { started_at: answer::time(step.started_at), step };
-    Ok(Json(json!({"runs": steps.into_iter().map(shown).collect::<Vec<_>>()})).into_response())
+    Ok(Json(History { runs: steps.into_iter().map(shown).collect() }).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+/// Which tables, and whether it is done.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = MaintenanceOrder)]
 pub(super) struct Wanted {
     /// All that the caller may see, where it is left out.
+    #[schema(min_items = 1)]
     tables: Option<Vec<Name>>,
     /// It only says what it would do, unless this is false.
     dry_run: Option<bool>,
+    /// Of one that is done.
     reason: Option<Reason>,
 }
 
-/// Looks at every file of the tables, so saying what would be done is a scan.
+/// What would be done.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenancePlan)]
+struct Planned {
+    tables: Vec<TableReport>,
+}
+
+/// A pass at work.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MaintenanceBegun)]
+struct Begun {
+    id: String,
+    state: PassState,
+}
+
+/// Say what maintenance would do, or begin it.
+///
+/// It looks at every file of the tables, so saying what would be done is a scan.
+#[utoipa::path(
+    post, path = "/v1/maintenance", operation_id = "maintain", tag = "maintenance", request_body = Wanted,
+    responses(
+        (status = 200, description = "What it would do; nothing was changed", body = Planned),
+        (
+            status = 202, description = "A pass, which goes on behind this answer", body = Begun,
+            headers(("Location" = String, description = "The pass's address"))
+        ),
+        (status = 404, description = "There is no such table of a pipeline, or none that the token may see"),
+        (status = 409, description = "Another pass is at work"),
+        (status = 429, description = "As many answers with rows are under way as this server gives at a time"),
+    )
+)]
 pub(super) async fn maintain(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,
@@ -112,9 +171,9 @@ pub(super) async fn maintain(
 ) -> Result<Response, HttpProblem> {
     let tables = service.maintained(&principal, named(tables)?).await?;
     if dry_run.unwrap_or(true) {
-        let _permit = service.scan_permit()?;
+        let _permit = service.scan_permit(&principal)?;
         let planned = service.upkeep(&tables).await?.plans().await?;
-        return Ok(Json(json!({"tables": without_causes(planned)})).into_response());
+        return Ok(Json(Planned { tables: without_causes(planned) }).into_response());
     }
     let Some(Reason(reason)) = reason else {
         return Err(HttpProblem::invalid("say why, in reason"));
@@ -129,14 +188,24 @@ pub(super) async fn maintain(
         return Err(HttpProblem::new(StatusCode::CONFLICT, RUNNING, detail));
     }
     service.coordinator.spawn(perform(Shared::clone(&service), id.clone(), tables, intent));
-    let mut response = (StatusCode::ACCEPTED, Json(json!({"id": id, "state": "running"}))).into_response();
     let location = HeaderValue::from_str(&format!("/v1/maintenance/runs/{id}")).expect("an id is ASCII");
+    let begun = Begun { id, state: PassState::Running };
+    let mut response = (StatusCode::ACCEPTED, Json(begun)).into_response();
     response.headers_mut().insert(LOCATION, location);
     Ok(response)
 }
 
 const RUNNING: &str = "MAINTENANCE_RUNNING";
 
+/// Show how far a pass of maintenance has come.
+#[utoipa::path(
+    get, path = "/v1/maintenance/runs/{id}", operation_id = "show_maintenance", tag = "maintenance",
+    params(("id" = String, Path)),
+    responses(
+        (status = 200, description = "The pass", body = Pass),
+        (status = 404, description = "This service has no such pass, or has forgotten it"),
+    )
+)]
 pub(super) async fn show(
     State(service): State<Shared>,
     Extension(principal): Extension<Principal>,

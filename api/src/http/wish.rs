@@ -7,6 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
 
 use super::body::Id;
 use super::problem::HttpProblem;
@@ -14,36 +15,56 @@ use crate::cli::parse_time;
 use crate::digest::sha256;
 use crate::lake::Point;
 use crate::rows::{By, FilterTree, Where};
+use crate::shapes;
 
 /// In an address. Of the first four at most one.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
+    /// The state as of this snapshot. At most one of `snapshot_id`, `as_of`, `tag` and `cut`; else the newest.
+    #[param(value_type = Option<String>, pattern = "^-?[0-9]{1,19}$")]
     snapshot_id: Option<i64>,
+    /// The state as of this time: RFC 3339, or a date; without a zone it is UTC.
+    #[param(example = "2026-11-21T09:30:00Z")]
     as_of: Option<String>,
+    /// The state of this tag; `main` is the newest.
     tag: Option<String>,
+    /// The state at the newest cut at or before this position.
+    #[param(value_type = Option<shapes::Position>)]
     cut: Option<String>,
     /// Columns, with commas between them.
     select: Option<String>,
-    /// A filter tree as JSON.
+    /// A filter tree as JSON, such as `{"eq": {"column": "state", "value": "paid"}}`.
     filter: Option<String>,
     /// Columns, with commas between them, each with `:desc` where it descends.
     order: Option<String>,
+    /// At most so many rows.
     limit: Option<u64>,
 }
 
 /// In a body. Of the first four at most one.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = RowsQuery)]
 pub(super) struct Document {
     snapshot_id: Option<Id>,
+    /// RFC 3339, or a date; without a zone it is UTC.
     as_of: Option<String>,
+    /// `main` is the newest state.
     tag: Option<String>,
+    /// The newest cut at or before this position is shown.
+    #[schema(value_type = Option<shapes::Position>)]
     cut: Option<String>,
+    /// Columns, each once; all, where it is left out.
+    #[schema(min_items = 1)]
     select: Option<Vec<String>>,
-    /// A filter tree, not yet looked at: its text is what the audit trail has the hash of.
+    // Not yet looked at: its text is what the audit trail has the hash of.
+    #[schema(value_type = Option<FilterTree>)]
     filter: Option<Box<RawValue>>,
+    /// Without it rows come as they stand in the files.
     order: Option<Vec<By>>,
+    /// At most so many rows.
     limit: Option<u64>,
 }
 

@@ -9,6 +9,7 @@ use lakehouse_core::commit::{named_snapshots, properties, recorded_cuts};
 use lakehouse_core::position::Position;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::{Lake, as_of, by_cut, by_id, by_tag, expired, newest, summary_text, table_state};
 use crate::answer;
@@ -129,7 +130,7 @@ impl Lake {
 }
 
 /// What is still there around a point that is not.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Neighbours {
     older: Option<Neighbour>,
     newer: Option<Neighbour>,
@@ -137,8 +138,9 @@ pub(crate) struct Neighbours {
     tag: Option<Neighbour>,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Neighbour {
+/// A snapshot that is kept.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Neighbour {
     snapshot_id: String,
     committed_at: String,
     tags: Vec<String>,

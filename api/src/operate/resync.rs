@@ -7,7 +7,8 @@ use futures::FutureExt;
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{Cut, properties};
 use lakehouse_core::schema::TableName;
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::control::on_control;
 use crate::config::PipelineConfig;
@@ -53,10 +54,32 @@ impl Resync {
     }
 
     /// What was asked for.
-    pub(crate) fn json(&self) -> serde_json::Value {
-        let tables: Vec<_> = self.tables.iter().map(Planned::json).collect();
-        json!({"pipeline": self.pipeline, "requested": true, "tables": tables})
+    pub(crate) fn answer(&self) -> Requested {
+        let tables = self.tables.iter().map(Planned::answer).collect();
+        Requested { pipeline: self.pipeline.clone(), requested: true, tables }
     }
+}
+
+/// Tables that will be copied anew.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Resync)]
+pub(crate) struct Requested {
+    pipeline: String,
+    requested: bool,
+    tables: Vec<RequestedTable>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = ResyncTable)]
+struct RequestedTable {
+    table: String,
+    /// Name at the source.
+    source: String,
+    rows: Option<u64>,
+    /// What stands there until it is replaced.
+    snapshot_id: Option<String>,
+    /// Why it had left the cut, if it had.
+    code: Option<String>,
 }
 
 /// What is going to happen to one table.
@@ -75,9 +98,14 @@ impl Planned {
         Self { table: table.name.clone(), source: source.to_owned(), rows, snapshot: table.snapshot_id(), code }
     }
 
-    fn json(&self) -> serde_json::Value {
-        let snapshot = self.snapshot.map(|id| id.to_string());
-        json!({"table": self.table.to_string(), "source": self.source, "rows": self.rows, "snapshot_id": snapshot,
-               "code": self.code})
+    fn answer(&self) -> RequestedTable {
+        let Self { table, source, rows, snapshot, code } = self;
+        RequestedTable {
+            table: table.to_string(),
+            source: source.clone(),
+            rows: *rows,
+            snapshot_id: snapshot.map(|id| id.to_string()),
+            code: code.clone(),
+        }
     }
 }

@@ -13,13 +13,15 @@ use lakehouse_core::fold::history_begins;
 use lakehouse_core::position::Position;
 use lakehouse_core::rollback::{self, Asked, Plan};
 use lakehouse_core::schema::TableName;
-use serde_json::json;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 
 use super::control::{moved, on_control};
 use crate::config::{Config, PipelineConfig};
 use crate::failure::Failure;
 use crate::lake::{self, Kind, Lake, Point};
+use crate::shapes;
 
 /// The mirrors that are named, each once, or all that the pipeline has.
 ///
@@ -122,13 +124,47 @@ impl PreviewedTable {
         Ok(Self { table: table.name.clone(), rolled: rolled.clone(), undone, changes, exits })
     }
 
-    pub(crate) fn json(&self) -> serde_json::Value {
-        let RolledTable { source, head, target, target_position, position } = &self.rolled;
-        json!({"table": self.table.to_string(), "source": source, "head": head, "target": target,
-               "target_position": target_position, "position": position, "snapshots_undone": self.undone,
-               "inserted": self.changes.inserted, "updated": self.changes.updated, "deleted": self.changes.deleted,
-               "exits": self.exits})
+    pub(crate) fn answer(&self) -> PlannedTable {
+        let RolledTable { source, head, target, target_position, position } = self.rolled.clone();
+        let Counts { inserted, updated, deleted } = self.changes;
+        PlannedTable {
+            table: self.table.to_string(),
+            source,
+            head,
+            target,
+            target_position,
+            position,
+            snapshots_undone: self.undone,
+            inserted,
+            updated,
+            deleted,
+            exits: self.exits.clone(),
+        }
     }
+}
+
+/// What a rollback does to one table.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PlannedTable {
+    table: String,
+    /// Name at the source.
+    source: String,
+    /// The snapshot that is current now.
+    head: String,
+    /// The snapshot whose rows are made current again.
+    target: String,
+    /// The position of the target's rows; null where it is not known.
+    #[schema(value_type = Option<shapes::Position>)]
+    target_position: Option<Position>,
+    /// What the table has, and keeps.
+    #[schema(value_type = shapes::Position)]
+    position: Position,
+    snapshots_undone: usize,
+    inserted: u64,
+    updated: u64,
+    deleted: u64,
+    /// Ways out that will be open: `undo`, `replay`, `accept`, `resync`.
+    exits: Vec<&'static str>,
 }
 
 fn interrupted_by(stop: &CancellationToken, table: &TableName) -> impl Fn() -> Result<(), Problem> + Send + use<> {

@@ -8,6 +8,7 @@ use arrow_row::{Row, RowConverter, Rows, SortField};
 use arrow_schema::{ArrowError, Schema, SortOptions};
 use arrow_select::interleave::interleave_record_batch;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::failure::Failure;
 
@@ -18,8 +19,9 @@ const ORDERED_BYTES: usize = 32 << 20;
 
 /// One of the columns that rows are ordered by. As in PostgreSQL, NULL comes behind all values, and before them where the
 /// order descends; texts are ordered by their bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = OrderBy)]
 pub(crate) struct By {
     pub(crate) column: String,
     #[serde(default)]

@@ -8,12 +8,14 @@ use lakehouse_core::schema::TableName;
 use maintenance::health::TableHealth;
 use maintenance::view::View;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Context;
 use crate::answer::{self, or_dash};
 use crate::config::{MaintenanceConfig, Owner, Owners, Span};
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Kind, Lake};
+use crate::shapes;
 use crate::upkeep::{DRIFT, check_maintained, is_maintained};
 
 #[derive(Serialize)]
@@ -22,7 +24,8 @@ struct Answer {
 }
 
 /// How one table is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = TableHealth)]
 pub(crate) struct Table {
     table: String,
     kind: Kind,
@@ -32,6 +35,7 @@ pub(crate) struct Table {
     /// Why the table cannot be measured, or that its owner has drifted.
     code: Option<&'static str>,
     #[serde(flatten)]
+    #[schema(value_type = shapes::Measures)]
     health: Option<TableHealth>,
 }
 

@@ -1,6 +1,6 @@
 //! `resync`: tables are copied anew beside what stands there, and take its place in one commit. Shown first, then asked for.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Context;
 use super::confirm::confirm;
@@ -18,10 +18,10 @@ pub(super) async fn run(context: &Context, arguments: &cli::Resync) -> Result<Ex
         print(&resync.tables)?;
     }
     confirm("resync", arguments.yes)?;
-    let intent = context.intent("resync", name, Some(&arguments.reason), resync.json()).await?;
+    let intent = context.intent("resync", name, Some(&arguments.reason), json!(resync.answer())).await?;
     intent.outcome(resync.request(&lake, &arguments.reason).await, Value::Null).await?;
     match context.json {
-        true => answer::json(&resync.json())?,
+        true => answer::json(&resync.answer())?,
         false => answer::line(&format!(
             "asked for: pipeline {name} copies them at once if it is running, else when it starts; see `lakehouse status`"
         ))?,

@@ -82,7 +82,7 @@ fn point(arguments: &Rollback) -> Result<Point, Failure> {
 fn print(context: &Context, preview: &Preview, done: Option<&Journal>) -> Result<(), Failure> {
     let Preview { plan, tables } = preview;
     if context.json {
-        let tables: Vec<_> = tables.iter().map(PreviewedTable::json).collect();
+        let tables: Vec<_> = tables.iter().map(PreviewedTable::answer).collect();
         let operation = done.map(|journal| &journal.id);
         let stage = done.map(|journal| journal.stage);
         return answer::json(&json!({"operation": operation, "stage": stage, "cut": plan.cut, "tables": tables}));

@@ -6,6 +6,7 @@ use lakehouse_core::commit::{named_snapshots, properties};
 use lakehouse_core::foreign::is_ours;
 use lakehouse_core::schema::TableName;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Context;
 use crate::answer::{self, or_dash};
@@ -13,13 +14,14 @@ use crate::failure::{Exit, Failure};
 use crate::lake::{Lake, summary_number, summary_text};
 
 /// Snapshots of a table, oldest first.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Snapshots {
     table: String,
     snapshots: Vec<Snapshot>,
 }
 
-#[derive(Serialize)]
+/// One of them, and what it has changed.
+#[derive(Serialize, ToSchema)]
 struct Snapshot {
     snapshot_id: String,
     parent_id: Option<String>,

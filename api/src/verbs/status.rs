@@ -12,12 +12,14 @@ use lakehouse_core::quarantine::QUARANTINE_LIMIT;
 use lakehouse_core::schema::TableName;
 use serde::{Serialize, Serializer};
 use tracing::warn;
+use utoipa::ToSchema;
 
 use super::Context;
 use crate::answer::{self, or_dash};
 use crate::config::PipelineConfig;
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Kind, Lake};
+use crate::shapes;
 use crate::source::End;
 use crate::worker_state::{Phase, WorkerState};
 
@@ -27,14 +29,17 @@ struct Answer {
 }
 
 /// How one stands.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = PipelineStatus)]
 pub(crate) struct Pipeline {
     name: String,
     source: &'static str,
     state: State,
     code: Option<String>,
     epoch: u64,
+    #[schema(value_type = Option<shapes::Position>)]
     position: Option<Position>,
+    #[schema(value_type = Option<shapes::Position>)]
     source_position: Option<Position>,
     lag_seconds: Option<f64>,
     lag_bytes: Option<u64>,
@@ -45,24 +50,32 @@ pub(crate) struct Pipeline {
     pub(crate) paused: Option<String>,
 }
 
-#[derive(Serialize)]
+/// The newest moment at which all its tables agree.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Cut)]
 struct CutAnswer {
+    #[schema(value_type = shapes::Position)]
     position: Position,
     committed_at: String,
 }
 
-#[derive(Serialize)]
+/// One of its tables.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PipelineTable)]
 pub(crate) struct Table {
     source: Option<String>,
+    #[schema(value_type = String)]
     #[serde(serialize_with = "as_text")]
     pub(crate) table: TableName,
     state: State,
     code: Option<String>,
     rows: Option<u64>,
     snapshot_id: Option<String>,
+    #[schema(value_type = Option<shapes::Position>)]
     position: Option<Position>,
     /// The position behind which its rows are not its source's, because a person has wanted it so; until a resync.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<shapes::Position>, nullable = false)]
     diverged_since: Option<Position>,
     /// Values that were not of their column's type and stand in `_rest`, by attribute, as far as the worker on this machine
     /// has counted them.
@@ -70,11 +83,12 @@ pub(crate) struct Table {
     mismatches: BTreeMap<String, u64>,
     /// Rows in its quarantine, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     quarantined: Option<u64>,
 }
 
 /// Of a pipeline and of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum State {
     New,

@@ -4,11 +4,13 @@ use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::properties;
 use lakehouse_core::position::Position;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Context;
 use crate::answer::{self, or_dash};
 use crate::failure::{Exit, Failure};
 use crate::lake::{self, Kind, Lake};
+use crate::shapes;
 
 #[derive(Serialize)]
 struct Answer {
@@ -16,7 +18,7 @@ struct Answer {
 }
 
 /// How a table stands.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Table {
     table: String,
     kind: Kind,
@@ -28,6 +30,7 @@ pub(crate) struct Table {
     bytes: Option<u64>,
     snapshot_id: Option<String>,
     committed_at: Option<String>,
+    #[schema(value_type = Option<shapes::Position>)]
     position: Option<Position>,
 }
 

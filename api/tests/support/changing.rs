@@ -158,7 +158,7 @@ fn schema(name: &str, columns: Columns) -> TableSchema {
     };
     TableSchema {
         many_lanes: false,
-        quarantine: false,
+        quarantine: None,
         source: format!("public.{name}"),
         mirror: TableName::new("app", name),
         columns: columns.iter().map(column).collect(),

@@ -7,6 +7,7 @@ use arrow_schema::Schema;
 use datafusion_common::{Result, plan_err};
 use datafusion_sql::sqlparser::ast::{BinaryOperator, Expr, Ident, UnaryOperator, Value};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 /// How deep a tree may nest (S6).
 const DEPTH: usize = 16;
@@ -18,11 +19,14 @@ const MEMBERS: usize = 1_000;
 const ALL_MEMBERS: usize = 10_000;
 
 /// The tree as it is written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FilterTree {
+    #[schema(no_recursion)]
     And(Vec<FilterTree>),
+    #[schema(no_recursion)]
     Or(Vec<FilterTree>),
+    #[schema(no_recursion)]
     Not(Box<FilterTree>),
     Eq(Comparison),
     Ne(Comparison),
@@ -36,22 +40,23 @@ pub(crate) enum FilterTree {
     IsNotNull(Column),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Comparison {
     column: String,
     value: Literal,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Membership {
     column: String,
     values: Vec<Literal>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = FilterColumn)]
 pub(crate) struct Column {
     column: String,
 }
@@ -64,10 +69,11 @@ struct Size {
 }
 
 /// Numbers compare exactly, as decimals; times, dates and uuids are texts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a value is a text, a number, true or false")]
 enum Literal {
     Text(String),
+    #[schema(value_type = f64)]
     Number(serde_json::Number),
     Truth(bool),
 }
