@@ -550,7 +550,7 @@ async fn an_order_that_cannot_be_understood_changes_nothing() {
     let operator = [("authorization", "Bearer operator-token")];
     let before = text(&service.get("/v1/pipelines/app", &operator).await);
     let long = format!(r#"{{"reason":"{}"}}"#, "x".repeat(1_001));
-    let huge = " ".repeat((1 << 20) + 1);
+    let huge = " ".repeat((256 << 10) + 1);
     let orders = r#""tables":["app.orders"]"#;
     for (target, body, status, code) in [
         ("/v1/pipelines/app/pause", "", 400, "REQUEST_INVALID"),

@@ -196,7 +196,7 @@ fn literal(kind: Kind, rng: &mut Rng) -> Option<(Value, String)> {
     };
     Some(match kind {
         Kind::Key => {
-            let key = rng.i64(..150);
+            let key = rng.i64(0..150);
             number(key, rng)
         }
         Kind::Long => {

@@ -355,6 +355,16 @@ async fn a_child_whose_first_records_are_trimmed_is_a_gap_and_not_read_behind_th
             service.put(TABLE, &item(&format!("unread-{number}"), "1"));
         }
         children.iter().for_each(|child| service.trim_shard(TABLE, child, 3));
+        // As if it had stood still for so long that records behind what it has read may be gone, and no longer.
+        let aged = |metadata: &mut Value| {
+            let property = &mut metadata["properties"]["cdc.lanes"];
+            let mut lanes: Value = serde_json::from_str(property.as_str().expect("lanes")).expect("JSON");
+            let until = &mut lanes[TABLE]["read_until"];
+            *until = (until.as_i64().expect("a time") - 23 * 3_600_000 - 1_800_000).into();
+            *property = lanes.to_string().into();
+        };
+        let control = TableName::new(CONTROL_NAMESPACE, PIPELINE);
+        let _aged = lake.tamper(&control, aged).await;
         let mut running = lake.start();
         let left = lake.left(&mut running, TABLE).await;
         assert_eq!(left.code, "GAP", "{left:?}");

@@ -17,7 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::problem::HttpProblem;
 
 /// The longest body, in bytes; longer ones are not read.
-pub(super) const BODY_BYTES: usize = 1 << 20;
+pub(super) const BODY_BYTES: usize = 256 << 10;
 /// How long a client may take to send it (S6).
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// The longest reason, in characters: every copy of the control table's metadata carries it.

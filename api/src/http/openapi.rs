@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response as HttpResponse};
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{AllOfBuilder, Components, ComponentsBuilder};
@@ -23,12 +23,15 @@ use crate::lake::{Neighbour, Neighbours};
 
 const PROBLEM: &str = "Problem";
 const SCHEME: &str = "bearer";
+const ROLE: &str = "x-role";
+const RECENT_LOGIN: &str = "x-recent-login";
 
 /// The document, indented: whoever has a copy sees in a diff what has changed.
 pub(crate) fn text() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
-        let text = serde_json::to_string_pretty(&document()).expect("a document is plain data");
-        text + "\n"
+        let mut document = serde_json::to_value(document()).expect("a document is plain data");
+        order_own_words(&mut document);
+        format!("{document:#}\n")
     });
     &TEXT
 }
@@ -85,6 +88,20 @@ fn components() -> Components {
     components.build()
 }
 
+/// What operations say in words of ours has no order by itself, and a copy is to be the same every time.
+fn order_own_words(document: &mut Value) {
+    fn values(object: &mut Value) -> impl Iterator<Item = &mut Value> {
+        object.as_object_mut().into_iter().flat_map(|object| object.values_mut())
+    }
+    for operation in values(&mut document["paths"]).flat_map(values).filter_map(Value::as_object_mut) {
+        for word in [ROLE, RECENT_LOGIN] {
+            if let Some(value) = operation.remove(word) {
+                operation.insert(word.to_owned(), value);
+            }
+        }
+    }
+}
+
 /// The name of a status' problem.
 fn problem_of(status: StatusCode) -> String {
     if status.is_server_error() { PROBLEM.to_owned() } else { format!("{PROBLEM}{}", status.as_u16()) }
@@ -102,10 +119,10 @@ fn complete(operation: &mut Operation, role: Option<Role>, destructive: bool) {
     if let Some(role) = role {
         also.extend([StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN]);
         operation.security = Some(vec![SecurityRequirement::new(SCHEME, [""; 0])]);
-        operation.extensions.get_or_insert_default().insert("x-role".to_owned(), json!(role));
+        operation.extensions.get_or_insert_default().insert(ROLE.to_owned(), json!(role));
     }
     if destructive {
-        operation.extensions.get_or_insert_default().insert("x-recent-login".to_owned(), json!(true));
+        operation.extensions.get_or_insert_default().insert(RECENT_LOGIN.to_owned(), json!(true));
     }
     if operation.parameters.is_some() || operation.request_body.is_some() {
         also.push(StatusCode::BAD_REQUEST);
@@ -175,8 +192,6 @@ fn complete_response(status: StatusCode, response: &mut Response) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-
-    use serde_json::Value;
 
     use super::*;
 

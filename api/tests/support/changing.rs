@@ -212,13 +212,13 @@ impl Kind {
                 Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(tokens, 16).expect("16 bytes each"))
             }
             Self::Instant => {
-                let at = TimestampMicrosecondArray::from(some(keys, rng, |rng| rng.i64(..60) * 1_000_000));
+                let at = TimestampMicrosecondArray::from(some(keys, rng, |rng| rng.i64(0..60) * 1_000_000));
                 Arc::new(at.with_timezone("+00:00"))
             }
             Self::Truth => Arc::new(BooleanArray::from(some(keys, rng, Rng::bool))),
             Self::Double => Arc::new(Float64Array::from(some(keys, rng, |rng| f64::from(rng.i32(-10..10)) * 0.5))),
-            Self::Day => Arc::new(Date32Array::from(some(keys, rng, |rng| rng.i32(..28)))),
-            Self::Clock => Arc::new(Time64MicrosecondArray::from(some(keys, rng, |rng| rng.i64(..86_400_000_000)))),
+            Self::Day => Arc::new(Date32Array::from(some(keys, rng, |rng| rng.i32(0..28)))),
+            Self::Clock => Arc::new(Time64MicrosecondArray::from(some(keys, rng, |rng| rng.i64(0..86_400_000_000)))),
             Self::Bytes => {
                 let bytes = some(keys, rng, |rng| vec![rng.u8(..); 3]);
                 Arc::new(bytes.iter().map(|value| value.as_deref()).collect::<BinaryArray>())
