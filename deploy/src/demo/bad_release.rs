@@ -77,7 +77,9 @@ impl Demo {
 
         self.screen.say("and all of it taken back: to the state behind the release, and every change since");
         let operation = self.go_back(lakehouse, &["--tag", BEHIND], "as the source has it, after all").await?;
-        self.release(lakehouse, &["replay", &operation, "--yes", "--reason", "as the source has it, after all"]).await
+        let replay =
+            ["replay", &operation, "--pipeline", PIPELINE, "--yes", "--reason", "as the source has it, after all"];
+        self.release(lakehouse, &replay).await
     }
 
     /// Returns the snapshot of the payments that has the name.
@@ -155,7 +157,7 @@ impl Demo {
     /// Both tables to one point, shown first; returns the operation that holds them.
     async fn go_back(&mut self, lakehouse: &Lakehouse, point: &[&str], reason: &str) -> Result<String, Failed> {
         let begun = Instant::now();
-        let rollback = [&["rollback", PAYMENTS, PASSES], point].concat();
+        let rollback = [&["rollback", PAYMENTS, PASSES, "--pipeline", PIPELINE], point].concat();
         self.screen.code(&format!("lakehouse {} --dry-run", rollback.join(" ")));
         for _ in 0..TRIES {
             let (exit, shown) = lakehouse.ask(&[&rollback[..], &["--dry-run"]].concat()).await?;
@@ -192,7 +194,7 @@ impl Demo {
         }
         self.screen.say(&format!("the history knows who wrote ¥0: {} transactions", without.len()));
         let without: Vec<String> = without.iter().map(|number| format!("--without={number}")).collect();
-        let mut replay = vec!["replay", operation, "--yes", "--reason", "all but release 42"];
+        let mut replay = vec!["replay", operation, "--pipeline", PIPELINE, "--yes", "--reason", "all but release 42"];
         replay.extend(without.iter().map(String::as_str));
         self.release(lakehouse, &replay).await
     }
