@@ -386,15 +386,20 @@ impl FollowedTable {
         self.builder.len() == 0 && self.sent <= durable.load(Ordering::Relaxed)
     }
 
+    /// Into the chunk that is being collected; its lane has been read up to it.
+    fn push(&mut self, lane: &str, change: Change) -> Result<(), Problem> {
+        let offset = change.offset;
+        self.builder.append(change)?;
+        self.lineage.advance(lane, offset);
+        Ok(())
+    }
+
     fn append(&mut self, shard: &Arc<str>, record: Record, boundary: u64) -> Result<(), Problem> {
         let change = self.change(shard, record, boundary).map_err(|why| {
             let message = format!("shard {shard}: {why}");
             Problem::halt_table("ROW_UNREADABLE", self.builder.table(), message, "report this, and resync the table")
         })?;
-        let offset = change.offset;
-        self.builder.append(change)?;
-        self.lineage.advance(shard, offset);
-        Ok(())
+        self.push(shard, change)
     }
 
     fn append_exported(
@@ -419,9 +424,7 @@ impl FollowedTable {
         let commit = Position::new(boundary);
         let origin = Origin { commit, committed_at: written_at, transaction: 0, ordinal };
         let shard = Arc::clone(lane);
-        self.builder.append(Change { operation, origin, shard, offset, actor: None, row, old })?;
-        self.lineage.advance(lane, offset);
-        Ok(())
+        self.push(lane, Change { operation, origin, shard, offset, actor: None, row, old })
     }
 
     fn append_replayed(
@@ -436,9 +439,7 @@ impl FollowedTable {
         let origin = Origin { commit: Position::new(boundary), committed_at, transaction: 0, ordinal };
         let offset: LaneOffset = number.to_string().parse().expect("a number is an offset");
         let shard = Arc::clone(lane);
-        self.builder.append(Change { operation, origin, shard, offset, actor: None, row, old: None })?;
-        self.lineage.advance(lane, offset);
-        Ok(())
+        self.push(lane, Change { operation, origin, shard, offset, actor: None, row, old: None })
     }
 
     fn change(&self, shard: &Arc<str>, record: Record, boundary: u64) -> Result<Change, String> {

@@ -7,10 +7,11 @@ mod routed;
 mod s3_tables;
 mod sqlite;
 
+use std::iter::successors;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use iceberg::spec::{TableMetadata, TableMetadataBuilder};
+use iceberg::spec::{SnapshotRef, TableMetadata, TableMetadataBuilder};
 use iceberg::{MetadataLocation, TableCreation, TableUpdate};
 
 use crate::error::Problem;
@@ -45,6 +46,13 @@ impl LoadedTable {
     /// The current snapshot's id; `None` for a table without commits.
     pub fn snapshot_id(&self) -> Option<i64> {
         self.metadata.current_snapshot_id()
+    }
+
+    /// The current snapshot and those that it has come from, newest first, as far as they are kept.
+    pub fn ancestry(&self) -> impl Iterator<Item = &SnapshotRef> {
+        let parent = |snapshot: &&SnapshotRef| self.metadata.snapshot_by_id(snapshot.parent_snapshot_id()?);
+        // A line longer than all snapshots is a circle, which no table has.
+        successors(self.metadata.current_snapshot(), parent).take(self.metadata.snapshots().len())
     }
 }
 

@@ -59,18 +59,7 @@ fn check_columns(table: &LoadedTable) -> Result<(), Problem> {
 
 /// From the head back to our last snapshot, oldest first.
 fn foreign_snapshots(table: &LoadedTable) -> Result<Vec<SnapshotRef>, Problem> {
-    let mut found = Vec::new();
-    let mut next = table.snapshot_id();
-    while let Some(id) = next {
-        let Some(snapshot) = table.metadata.snapshot_by_id(id) else {
-            break;
-        };
-        if is_ours(snapshot) {
-            break;
-        }
-        found.push(SnapshotRef::clone(snapshot));
-        next = snapshot.parent_snapshot_id();
-    }
+    let mut found: Vec<SnapshotRef> = table.ancestry().take_while(|snapshot| !is_ours(snapshot)).cloned().collect();
     found.reverse();
     check_ancestry(table)?;
     Ok(found)
@@ -88,14 +77,12 @@ fn check_ancestry(table: &LoadedTable) -> Result<(), Problem> {
     let Some(last) = table.metadata.snapshots().find(names_batch) else {
         return Ok(());
     };
-    let mut next = table.snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id));
     let mut oldest = i64::MAX;
-    while let Some(snapshot) = next {
+    for snapshot in table.ancestry() {
         if snapshot.snapshot_id() == last.snapshot_id() {
             return Ok(());
         }
         oldest = snapshot.sequence_number();
-        next = snapshot.parent_snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id));
     }
     // Snapshots in between have expired: it lies below them.
     if last.sequence_number() < oldest {

@@ -13,7 +13,7 @@ use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
@@ -61,14 +61,18 @@ impl Operation {
 
     /// What was asked for is begun; it is looked at under an address of its own.
     pub(super) fn accepted(self) -> Response {
-        let location = HeaderValue::from_str(&format!("/v1/operations/{}", self.id));
-        let mut response = (StatusCode::ACCEPTED, Json(self)).into_response();
-        // An id of our own making is ASCII; one that somebody has put into a journal may be anything.
-        if let Ok(location) = location {
-            response.headers_mut().insert(LOCATION, location);
-        }
-        response
+        accepted(&format!("/v1/operations/{}", self.id), &self)
     }
+}
+
+/// The answer to what is begun and has an address of its own.
+pub(super) fn accepted(address: &str, begun: &impl Serialize) -> Response {
+    let mut response = (StatusCode::ACCEPTED, Json(begun)).into_response();
+    // An id of our own making is ASCII; one that somebody has put into a journal may be anything.
+    if let Ok(location) = HeaderValue::from_str(address) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 impl Principal {
@@ -149,19 +153,29 @@ pub(super) async fn show(
     Ok(Json(Operation::new(&pipeline, journal)).into_response())
 }
 
+/// What comes of turning one back.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is wanted")]
+enum TurnedBack {
+    /// It goes back
+    #[response(status = 202, headers(("Location" = String, description = "The operation's address")))]
+    Begun(Operation),
+    /// There is no such operation
+    #[response(status = 404)]
+    Unknown,
+    /// Its stage, or the state of a table, does not allow that
+    #[response(status = 409)]
+    NotNow,
+    /// A table has moved; nothing was changed
+    #[response(status = 412)]
+    Moved,
+}
+
 /// Bring back the rows from before a rollback, with all changes since.
 #[utoipa::path(
     post, path = "/v1/operations/{id}/undo", operation_id = "undo_operation", tag = "operations",
     params(("id" = String, Path)), request_body = Why,
-    responses(
-        (
-            status = 202, description = "It goes back", body = Operation,
-            headers(("Location" = String, description = "The operation's address"))
-        ),
-        (status = 404, description = "There is no such operation"),
-        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
-        (status = 412, description = "A table has moved; nothing was changed"),
-    )
+    responses(TurnedBack)
 )]
 pub(super) async fn undo(
     State(service): State<Shared>,
@@ -176,15 +190,7 @@ pub(super) async fn undo(
 #[utoipa::path(
     post, path = "/v1/operations/{id}/abort", operation_id = "abort_operation", tag = "operations",
     params(("id" = String, Path)), request_body = Why,
-    responses(
-        (
-            status = 202, description = "It goes back", body = Operation,
-            headers(("Location" = String, description = "The operation's address"))
-        ),
-        (status = 404, description = "There is no such operation"),
-        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
-        (status = 412, description = "A table has moved; nothing was changed"),
-    )
+    responses(TurnedBack)
 )]
 pub(super) async fn abort(
     State(service): State<Shared>,
@@ -216,18 +222,26 @@ async fn back(
     Ok(service.coordinator.run(intent, turned).await?.accepted())
 }
 
+/// What comes of a way out.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only its description is wanted")]
+enum Released {
+    /// Its tables are going to be released
+    #[response(status = 202, headers(("Location" = String, description = "The operation's address")))]
+    Asked(Operation),
+    /// There is no such operation
+    #[response(status = 404)]
+    Unknown,
+    /// Its stage, or the state of a table, does not allow that
+    #[response(status = 409)]
+    NotNow,
+}
+
 /// Go on from a rollback's rows with the changes since it; the tables diverge from their source.
 #[utoipa::path(
     post, path = "/v1/operations/{id}/accept", operation_id = "accept_operation", tag = "operations",
     params(("id" = String, Path)), request_body = Why,
-    responses(
-        (
-            status = 202, description = "Its tables are going to be released", body = Operation,
-            headers(("Location" = String, description = "The operation's address"))
-        ),
-        (status = 404, description = "There is no such operation"),
-        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
-    )
+    responses(Released)
 )]
 pub(super) async fn accept(
     State(service): State<Shared>,
@@ -280,14 +294,7 @@ impl Replay {
 #[utoipa::path(
     post, path = "/v1/operations/{id}/replay", operation_id = "replay_operation", tag = "operations",
     params(("id" = String, Path)), request_body = Replay,
-    responses(
-        (
-            status = 202, description = "Its tables are going to be released", body = Operation,
-            headers(("Location" = String, description = "The operation's address"))
-        ),
-        (status = 404, description = "There is no such operation"),
-        (status = 409, description = "Its stage, or the state of a table, does not allow that"),
-    )
+    responses(Released)
 )]
 pub(super) async fn replay(
     State(service): State<Shared>,

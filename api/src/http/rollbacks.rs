@@ -23,7 +23,7 @@ use super::operations::Operation;
 use super::plans::{KeptPlan, PLAN_TIME, Plans};
 use super::preconditions::{idempotency_key, request_digest, required};
 use super::problem::HttpProblem;
-use super::wish::point;
+use super::wish::settled_point;
 use super::{Service, Shared};
 use crate::answer;
 use crate::failure::Failure;
@@ -66,8 +66,7 @@ struct Shown {
 impl Wanted {
     fn point(&self) -> Result<Point, HttpProblem> {
         let snapshot = self.snapshot_id.map(|id| id.0);
-        match point(snapshot, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())? {
-            Point::Newest => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
+        match settled_point(snapshot, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())? {
             Point::Snapshot(_) | Point::Tag(_) if self.tables.is_none() => {
                 Err(HttpProblem::invalid("a snapshot or tag is one table's: name tables, or give cut or as_of"))
             }

@@ -9,17 +9,18 @@ use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use iceberg::spec::{SnapshotLog, SnapshotReference, SnapshotRetention};
+use iceberg::spec::{SnapshotLog, SnapshotRef, SnapshotReference, SnapshotRetention};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{self, is_control};
 use lakehouse_core::schema::TableName;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Shared;
 use super::auth::Principal;
 use super::etag::Etag;
-use super::page::PageWish;
+use super::page::{Page, PageWish};
 use super::problem::HttpProblem;
 use super::wish::query;
 use crate::answer;
@@ -60,6 +61,42 @@ impl Named {
             return Err(Failure::failed("TABLE_UNKNOWN", self.0.to_string(), "no such table", remedy));
         }
         lake.table(&self.0).await
+    }
+}
+
+/// A list of what stands in a table's metadata, as somebody asks for a page of it.
+pub(super) struct Listing {
+    service: Shared,
+    table: LoadedTable,
+    wish: PageWish,
+    headers: HeaderMap,
+}
+
+impl FromRequestParts<Shared> for Listing {
+    type Rejection = HttpProblem;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Shared) -> Result<Self, HttpProblem> {
+        let named = Named::from_request_parts(parts, service).await?;
+        let wish = query(Query::from_request_parts(parts, service).await)?;
+        let table = named.load(&service.lake).await?;
+        Ok(Self { service: Shared::clone(service), table, wish, headers: parts.headers.clone() })
+    }
+}
+
+impl Listing {
+    /// No answer is made for a client that has it.
+    fn page<T, K: Ord + Serialize + DeserializeOwned, A: Serialize>(
+        &self,
+        list: &str,
+        known: Vec<T>,
+        key: impl Fn(&T) -> K,
+        answer: impl FnOnce(Page<T>) -> A,
+    ) -> Result<Response, HttpProblem> {
+        let uuid = self.table.metadata.uuid().to_string();
+        let page = self.service.page_key.page(&self.wish, &[list, &uuid], known, key)?;
+        let etag = Etag::of_page(&self.table, &page);
+        let whole = || etag.on(Json(answer(page)).into_response());
+        Ok(etag.unchanged(&self.headers).unwrap_or_else(whole))
     }
 }
 
@@ -171,23 +208,14 @@ struct SnapshotPage {
         (status = 404, description = "There is no such table"),
     )
 )]
-pub(super) async fn snapshots(
-    State(service): State<Shared>,
-    named: Named,
-    headers: HeaderMap,
-    wish: Result<Query<PageWish>, QueryRejection>,
-) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
-    let table = named.load(&service.lake).await?;
-    let uuid = table.metadata.uuid().to_string();
+pub(super) async fn snapshots(asked: Listing) -> Result<Response, HttpProblem> {
+    let table = &asked.table;
     let known = table.metadata.snapshots().cloned().collect();
-    let page = service.page_key.page(&wish, &["snapshots", &uuid], known, age)?;
-    let etag = Etag::of_page(&table, &page);
-    if let Some(unchanged) = etag.unchanged(&headers) {
-        return Ok(unchanged);
-    }
-    let snapshots = Snapshots::of(&table, &page.items);
-    Ok(etag.on(Json(SnapshotPage { snapshots, next_page_token: page.next }).into_response()))
+    let answer = |page: Page<SnapshotRef>| {
+        let snapshots = Snapshots::of(table, &page.items);
+        SnapshotPage { snapshots, next_page_token: page.next }
+    };
+    asked.page("snapshots", known, age, answer)
 }
 
 /// Which snapshot was current from when.
@@ -221,22 +249,11 @@ struct Turn {
         (status = 404, description = "There is no such table"),
     )
 )]
-pub(super) async fn history(
-    State(service): State<Shared>,
-    named: Named,
-    headers: HeaderMap,
-    wish: Result<Query<PageWish>, QueryRejection>,
-) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
-    let table = named.load(&service.lake).await?;
-    let uuid = table.metadata.uuid().to_string();
+pub(super) async fn history(asked: Listing) -> Result<Response, HttpProblem> {
+    let table = &asked.table;
     let log = table.metadata.history().to_vec();
-    let page = service.page_key.page(&wish, &["history", &uuid], log, |turn| (turn.timestamp_ms, turn.snapshot_id))?;
-    let etag = Etag::of_page(&table, &page);
-    if let Some(unchanged) = etag.unchanged(&headers) {
-        return Ok(unchanged);
-    }
-    let ancestors = ancestors(&table);
+    let key = |turn: &SnapshotLog| (turn.timestamp_ms, turn.snapshot_id);
+    let ancestors: HashSet<i64> = table.ancestry().map(|snapshot| snapshot.snapshot_id()).collect();
     let turn = |turn: &SnapshotLog| {
         let snapshot = table.metadata.snapshot_by_id(turn.snapshot_id);
         Turn {
@@ -246,19 +263,11 @@ pub(super) async fn history(
             is_ancestor: ancestors.contains(&turn.snapshot_id),
         }
     };
-    let history = page.items.iter().map(turn).collect();
-    let answer = History { table: table.name.to_string(), history, next_page_token: page.next };
-    Ok(etag.on(Json(answer).into_response()))
-}
-
-/// The current snapshot and those that it has come from, as far as they are kept.
-fn ancestors(table: &LoadedTable) -> HashSet<i64> {
-    let mut found = HashSet::new();
-    let mut next = table.metadata.current_snapshot();
-    while let Some(snapshot) = next.filter(|snapshot| found.insert(snapshot.snapshot_id())) {
-        next = snapshot.parent_snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id));
-    }
-    found
+    let answer = |page: Page<SnapshotLog>| {
+        let history = page.items.iter().map(turn).collect();
+        History { table: table.name.to_string(), history, next_page_token: page.next }
+    };
+    asked.page("history", log, key, answer)
 }
 
 /// Branches and tags of a table.
@@ -288,21 +297,10 @@ struct Reference {
         (status = 404, description = "There is no such table"),
     )
 )]
-pub(super) async fn references(
-    State(service): State<Shared>,
-    named: Named,
-    headers: HeaderMap,
-    wish: Result<Query<PageWish>, QueryRejection>,
-) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
-    let table = named.load(&service.lake).await?;
-    let uuid = table.metadata.uuid().to_string();
-    let known = commit::references(&table).into_iter().collect();
-    let page = service.page_key.page(&wish, &["refs", &uuid], known, |(name, _): &(String, _)| name.clone())?;
-    let etag = Etag::of_page(&table, &page);
-    if let Some(unchanged) = etag.unchanged(&headers) {
-        return Ok(unchanged);
-    }
+pub(super) async fn references(asked: Listing) -> Result<Response, HttpProblem> {
+    let table = &asked.table;
+    let known = commit::references(table).into_iter().collect();
+    let key = |(name, _): &(String, SnapshotReference)| name.clone();
     let reference = |(name, found): (String, SnapshotReference)| {
         let kind = match found.retention {
             SnapshotRetention::Branch { .. } => "branch",
@@ -310,9 +308,11 @@ pub(super) async fn references(
         };
         Reference { name, kind, snapshot_id: found.snapshot_id.to_string() }
     };
-    let refs = page.items.into_iter().map(reference).collect();
-    let answer = References { table: table.name.to_string(), refs, next_page_token: page.next };
-    Ok(etag.on(Json(answer).into_response()))
+    let answer = |page: Page<_>| {
+        let refs = page.items.into_iter().map(reference).collect();
+        References { table: table.name.to_string(), refs, next_page_token: page.next }
+    };
+    asked.page("refs", known, key, answer)
 }
 
 /// Measure how well a table can be read. It has no tag: ages in it grow by themselves.

@@ -22,7 +22,7 @@ use super::preconditions::{Seen, required, seen};
 use super::problem::HttpProblem;
 use super::rollbacks::in_the_way;
 use super::tables::InPath;
-use super::wish::point;
+use super::wish::settled_point;
 use super::{Service, Shared};
 use crate::config::Role;
 use crate::lake::Point;
@@ -116,13 +116,9 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Never just the newest: repeated, it would be another one.
     fn point(&self) -> Result<Point, HttpProblem> {
         let snapshot = self.snapshot_id.map(|id| id.0);
-        match point(snapshot, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())? {
-            Point::Newest => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
-            point => Ok(point),
-        }
+        settled_point(snapshot, self.as_of.as_deref(), self.tag.as_deref(), self.cut.as_deref())
     }
 }
 

@@ -6,8 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::header::LOCATION;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use chrono::Utc;
@@ -25,6 +24,7 @@ use uuid::Uuid;
 
 use super::auth::Principal;
 use super::body::{Body, Name, Reason, named};
+use super::operations::accepted;
 use super::passes::{Pass, Passes, State as PassState};
 use super::problem::HttpProblem;
 use super::wish::query;
@@ -38,6 +38,8 @@ use crate::upkeep::{TableReport, Upkeep, When, check_maintained, is_maintained};
 /// Steps of the history that an answer has, and the most that it may have.
 const STEPS: usize = 100;
 const MOST_STEPS: usize = 1_000;
+/// The code of a pass that another one is in the way of.
+const RUNNING: &str = "MAINTENANCE_RUNNING";
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -188,14 +190,8 @@ pub(super) async fn maintain(
         return Err(HttpProblem::new(StatusCode::CONFLICT, RUNNING, detail));
     }
     service.coordinator.spawn(perform(Shared::clone(&service), id.clone(), tables, intent));
-    let location = HeaderValue::from_str(&format!("/v1/maintenance/runs/{id}")).expect("an id is ASCII");
-    let begun = Begun { id, state: PassState::Running };
-    let mut response = (StatusCode::ACCEPTED, Json(begun)).into_response();
-    response.headers_mut().insert(LOCATION, location);
-    Ok(response)
+    Ok(accepted(&format!("/v1/maintenance/runs/{id}"), &Begun { id: id.clone(), state: PassState::Running }))
 }
-
-const RUNNING: &str = "MAINTENANCE_RUNNING";
 
 /// Show how far a pass of maintenance has come.
 #[utoipa::path(

@@ -148,8 +148,25 @@ pub(super) fn point(
     match (points.next(), points.next()) {
         (None, _) => Ok(Point::Newest),
         (Some(point), None) => Ok(point),
-        (Some(_), Some(_)) => Err(HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")),
+        (Some(_), Some(_)) => Err(give_one()),
     }
+}
+
+/// The same of a request that must name one: the newest, repeated, would be another one.
+pub(super) fn settled_point(
+    snapshot_id: Option<i64>,
+    as_of: Option<&str>,
+    tag: Option<&str>,
+    cut: Option<&str>,
+) -> Result<Point, HttpProblem> {
+    match point(snapshot_id, as_of, tag, cut)? {
+        Point::Newest => Err(give_one()),
+        point => Ok(point),
+    }
+}
+
+fn give_one() -> HttpProblem {
+    HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")
 }
 
 /// Of a query that cannot be understood.

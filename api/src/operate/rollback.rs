@@ -104,11 +104,7 @@ impl PreviewedTable {
         stop: &CancellationToken,
     ) -> Result<Self, Failure> {
         let target = rolled.target.parse().ok();
-        let head = table.metadata.current_snapshot();
-        let line = std::iter::successors(head, |snapshot| {
-            snapshot.parent_snapshot_id().and_then(|id| table.metadata.snapshot_by_id(id))
-        });
-        let undone = line.take_while(|snapshot| Some(snapshot.snapshot_id()) != target).count();
+        let undone = table.ancestry().take_while(|snapshot| Some(snapshot.snapshot_id()) != target).count();
         let history = lake.catalog.load(&table.name.history(), None).await?;
         let begins = history.as_ref().map(history_begins).transpose()?.flatten();
         let covered = |from: Option<Position>| begins.zip(from).is_some_and(|(begins, from)| begins <= from);

@@ -1,7 +1,5 @@
 //! What a rollback leaves on a table beside its rows, and how it goes again: tags, and the mark of a divergence.
 
-use std::iter::successors;
-
 use iceberg::TableUpdate;
 use iceberg::spec::SnapshotRef;
 use serde::{Deserialize, Serialize};
@@ -37,11 +35,8 @@ impl Divergence {
 
     /// True where the head's rows have been restored from before the divergence.
     pub(crate) fn is_undone(self, table: &LoadedTable) -> bool {
-        let snapshot = |id: i64| table.metadata.snapshot_by_id(id);
-        let line = successors(table.metadata.current_snapshot(), |one| one.parent_snapshot_id().and_then(snapshot));
         let restored = |one: &SnapshotRef| one.summary().additional_properties.get(RESTORED)?.parse().ok();
-        // A line longer than all snapshots is a circle, which no table has.
-        let from = line.take(table.metadata.snapshots().len()).find_map(restored).and_then(snapshot);
+        let from = table.ancestry().find_map(restored).and_then(|id: i64| table.metadata.snapshot_by_id(id));
         from.is_some_and(|from| from.sequence_number() < self.sequence_number)
     }
 
