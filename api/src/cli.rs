@@ -84,6 +84,9 @@ pub(crate) enum Verb {
     Health {
         /// Only this table, with every measure; namespace.table
         table: Option<TableName>,
+        /// Look also for files of the table that no snapshot needs: lists its folder, reads all its manifests
+        #[arg(long, requires = "table")]
+        unreferenced: bool,
     },
     /// Copy tables anew from their source, beside what stands there, and put them in its place.
     Resync(Resync),
