@@ -83,6 +83,9 @@ pub(crate) enum Verb {
     Health {
         /// Only this table, with every measure; namespace.table
         table: Option<TableName>,
+        /// Look also for files of the table that no snapshot needs: lists its folder, reads all its manifests
+        #[arg(long, requires = "table")]
+        unreferenced: bool,
     },
     /// List what stands in a table's quarantine and why, the newest first; or apply what can be mapped by now.
     Quarantine(Quarantine),

@@ -107,7 +107,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Diff(arguments) => diff::run(&context, arguments).await,
         Verb::Verify(arguments) => verify::run(&context, &arguments).await,
         Verb::Fsck { tables } => fsck::run(&context, &tables).await,
-        Verb::Health { table } => health::run(&context, table.as_ref()).await,
+        Verb::Health { table, unreferenced } => health::run(&context, table.as_ref(), unreferenced).await,
         Verb::Quarantine(arguments) => quarantine::run(&context, &arguments).await,
         Verb::Resync(arguments) => resync::run(&context, &arguments).await,
         Verb::Rollback(arguments) => rollback::run(&context, &arguments).await,

@@ -67,6 +67,9 @@ async fn a_dry_run_says_what_the_run_does_and_neither_worker_nor_readers_notice(
     assert_eq!(plan["orphans"]["removable"].as_array().map(Vec::len), Some(1), "{planned}");
     assert_eq!(plan["orphans"]["waiting"], 1, "{planned}");
     assert!(old.exists(), "a dry run changes nothing");
+    let counted = lakehouse.ask(&["health", "app.orders", "--unreferenced"]).await;
+    let expected = json!({"files": 2, "bytes": 30, "removable_files": 1, "removable_bytes": 15});
+    assert_eq!(entry(&counted, "app.orders")["unreferenced"], expected, "{counted}");
 
     let done = lakehouse.ask(&with(&["maintain", "--once"])).await;
     for table in ["app.orders", "app.orders_history"] {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use testkit::emulators::{RestCatalog, Warehouse};
 use testkit::lakehouse::Process;
 use testkit::postgres::{Cluster, Options};
-use testkit::readers::{Engine, Judge};
+use testkit::readers::{Engine, Judge, program};
 use tokio::task::JoinHandle;
 
 /// Mirrors, half of which Spark deletes from by delete files, half by rewriting data files.
@@ -255,4 +255,56 @@ async fn spark_deletes_compacts_and_expires_on_a_rest_catalog_and_nothing_else_i
     let Some(spark) = spark(test).await else { return };
     let Some(rest) = RestCatalog::start_or_skip(test, &Warehouse::Files).await else { return };
     race(Scene::on_rest(spark, rest).await).await;
+}
+
+/// The owner of a duty: what maintenance plans for Spark is run by it, and what comes of it is recognised and recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn spark_has_the_duty_of_compacting_and_what_it_did_is_recognised() {
+    let test = "spark_has_the_duty_of_compacting_and_what_it_did_is_recognised";
+    let Some(spark) = spark(test).await else { return };
+    let mut scene = Scene::on_sqlite(spark).await;
+    for round in 1..=6 {
+        for table in 0..TABLES {
+            let sql = format!("UPDATE t{table} SET n = n + {round} WHERE id % 6 = {round} % 6");
+            scene.cluster.sql("postgres", &sql).await;
+        }
+        scene.site.caught_up().await;
+    }
+    let [python, file] = program(Engine::Spark, "spark_file.py");
+    let database = scene.site.database();
+    // What the kit knows of Spark is kept from the product, and so from what it starts.
+    let home = format!("LAKEHOUSE_SPARK={}", std::env::var("LAKEHOUSE_SPARK").expect("Spark is at hand"));
+    let command = json!(["env", home, python, "-B", file, "--database", database]);
+    let command = format!("maintenance.spark.command={command}");
+    let settings =
+        ["--set", "maintenance.owner.compact=spark", "--set", "maintenance.small_files=2", "--set", &command];
+    let tables = ["--table", "app.t0", "--table", "app.t1"];
+    let told = scene.site.lakehouse.ask(&[&settings[..], &["maintain", "--dry-run"], &tables[..]].concat()).await;
+    let ran = scene.site.lakehouse.ask(&[&settings[..], &["maintain", "--once"], &tables[..]].concat()).await;
+    for (told, ran) in told["tables"].as_array().expect("tables").iter().zip(ran["tables"].as_array().expect("tables"))
+    {
+        assert_eq!((&told["spark"]["submitted"], &ran["spark"]["submitted"]), (&json!(false), &json!(true)), "{ran}");
+        assert_eq!(told["spark"]["statements"], ran["spark"]["statements"]);
+        assert!(ran["foreign"][0]["input_files"].as_u64().is_some_and(|files| files > 1), "{ran}");
+    }
+    // No table is old enough for the other duties: their statements, by hand.
+    let snapshots = "SELECT snapshot_id FROM lakehouse.app.t2.snapshots ORDER BY committed_at";
+    let before = scene.query(snapshots).await.concat();
+    let named = format!("snapshot_ids => array({}L), older_than => TIMESTAMP '1970-01-01T00:00:00Z'", before[0]);
+    scene.commit(&format!("CALL lakehouse.system.expire_snapshots(table => 'app.t2', {named})")).await;
+    assert_eq!(scene.query(snapshots).await.concat(), before[1..], "what is named goes, and nothing else");
+    let since = "older_than => TIMESTAMP '2023-11-07T22:13:20Z'";
+    let removed = scene.query(&format!("CALL lakehouse.system.remove_orphan_files(table => 'app.t2', {since})")).await;
+    assert!(removed.is_empty(), "{removed:?}");
+    // The worker follows, and finds its rows where Spark has put them.
+    for table in 0..TABLES {
+        scene.cluster.sql("postgres", &format!("UPDATE t{table} SET v = 'later' WHERE id % 5 = 0")).await;
+    }
+    scene.site.caught_up().await;
+    assert!(scene.worker.is_running(), "{}", scene.worker.stderr());
+    scene.site.assert_equal().await;
+    let owned = "owner = 'spark' AND trigger = 'found' AND result = 'landed'";
+    let runs = scene.site.lakehouse.ask(&["rows", "lakehouse_control.maintenance_runs", "--where", owned]).await;
+    assert!(runs["rows"].as_array().is_some_and(|rows| rows.len() >= 2), "{runs}");
+    stop(scene.worker).await;
 }

@@ -5,6 +5,7 @@
 //! No file is ever deleted here (protocol B10).
 
 mod append;
+mod by_position;
 mod control;
 mod deletes;
 mod follow;
@@ -42,6 +43,7 @@ use crate::schema::TableName;
 use crate::storage::Storage;
 use crate::write::NewFile;
 
+pub use by_position::ByPosition;
 pub use control::{
     Control, ControlState, Cut, DurablePosition, LeftTable, NAMESPACE as CONTROL_NAMESPACE, QuarantineReplay,
     RESYNC_REQUESTED, RUNS as RUNS_TABLE, is_control, recorded_cuts, recorded_operations, runs_table,
@@ -53,6 +55,7 @@ pub use journal::{
     CHANGES_MISSED, Exit, Journal, LeaveOut, Mark, OperationMark, ROLLED_BACK, Release, RequestDigest, RolledTable,
     Stage, target_tag, undo_tag,
 };
+pub use manifest::mergeable_manifests;
 pub use replace::{Maintainer, Replaced, ReplacedFile, Rewrite};
 pub use restore::Restored;
 pub use traces::Divergence;

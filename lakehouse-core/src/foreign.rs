@@ -94,8 +94,8 @@ fn check_ancestry(table: &LoadedTable) -> Result<(), Problem> {
 }
 
 async fn check_replace(storage: &Storage, table: &LoadedTable, before: i64, after: i64) -> Result<(), Problem> {
-    let (old, new) =
-        (LiveFiles::load(storage, table, Some(before)).await?, LiveFiles::load(storage, table, Some(after)).await?);
+    let old = LiveFiles::load_as_left(storage, table, Some(before)).await?;
+    let new = LiveFiles::load_as_left(storage, table, Some(after)).await?;
     let schema = find_snapshot(table, after)?.schema(&table.metadata);
     let schema =
         schema.map_err(|error| Problem::halt("METADATA", table.name.to_string(), error.to_string(), "run fsck"))?;
@@ -127,7 +127,7 @@ fn sum_of_changed(
 ) -> Result<(u64, u128), Problem> {
     let (mut rows, mut sum) = (0u64, 0u128);
     for (path, file) in &of.data {
-        if other.data.get(path).is_some_and(|same| same.deletes == file.deletes) {
+        if other.data.get(path).is_some_and(|same| same.has_deletes_of(file)) {
             continue;
         }
         let deleted = deleted_rows(storage, path, file)?;

@@ -49,6 +49,7 @@ pub mod commit;
 pub mod compare;
 pub mod copy;
 pub mod diff;
+mod equality;
 pub mod error;
 pub mod finding;
 pub mod fold;

@@ -14,10 +14,13 @@ use iceberg::spec::{
 
 use crate::catalog::LoadedTable;
 use crate::commit::FileChange;
+use crate::equality::{EqualityDelete, EqualityDeletes};
 use crate::error::Problem;
 use crate::storage::{Storage, iceberg_problem};
 use crate::write::NewFile;
 
+/// The code of a table into which another engine has written equality deletes: they are to become position deletes first.
+pub const EQUALITY_DELETES: &str = "EQUALITY_DELETES";
 /// Manifests read at the same time.
 const READS: usize = 8;
 
@@ -26,10 +29,28 @@ const READS: usize = 8;
 pub struct LiveFile {
     pub spec_id: i32,
     pub partition: Struct,
+    /// Of its data: equality deletes up to it pass the file by.
+    pub sequence_number: i64,
     pub records: u64,
     pub bytes: u64,
     /// Paths of the delete files that name rows of this file; ours are at most one (protocol F8).
     pub deletes: Vec<String>,
+    /// The equality deletes that concern it, where another engine has written some.
+    pub equality: Option<Arc<EqualityDeletes>>,
+}
+
+impl LiveFile {
+    /// A file's own rows never change, so the same delete files leave the same rows.
+    pub fn has_deletes_of(&self, other: &Self) -> bool {
+        let sorted = |file: &Self| {
+            let mut deletes = file.deletes.clone();
+            let equality = file.equality.iter().flat_map(|equality| equality.paths(file.sequence_number));
+            deletes.extend(equality.map(str::to_owned));
+            deletes.sort_unstable();
+            deletes
+        };
+        sorted(self) == sorted(other)
+    }
 }
 
 /// A delete file of a snapshot, with what its manifest entry must keep.
@@ -42,6 +63,17 @@ pub struct LiveDelete {
     pub file_sequence_number: i64,
     /// The manifest that lists it.
     pub manifest: String,
+}
+
+impl LiveDelete {
+    pub fn is_equality(&self) -> bool {
+        self.file.content_type() == DataContentType::EqualityDeletes
+    }
+
+    /// Rows that it names by where they stand.
+    fn positions(&self) -> u64 {
+        if self.is_equality() { 0 } else { self.file.record_count() }
+    }
 }
 
 /// All that is live in one snapshot.
@@ -85,8 +117,13 @@ impl LiveFiles {
         self.totals.deleted_positions - self.deleted_positions(&self.dangling)
     }
 
+    /// Paths of the equality-delete files. What they delete is not counted anywhere here: nobody knows before it is read.
+    pub fn equality_deletes(&self) -> impl Iterator<Item = &String> {
+        self.deletes.iter().filter(|(_, delete)| delete.is_equality()).map(|(path, _)| path)
+    }
+
     pub(crate) fn deleted_positions(&self, deletes: &HashSet<String>) -> u64 {
-        deletes.iter().filter_map(|path| self.deletes.get(path)).map(|delete| delete.file.record_count()).sum()
+        deletes.iter().filter_map(|path| self.deletes.get(path)).map(LiveDelete::positions).sum()
     }
 
     pub(crate) fn totals_after(&self, change: &FileChange) -> Totals {
@@ -94,7 +131,7 @@ impl LiveFiles {
         for path in &change.replaced_deletes {
             if let Some(delete) = self.deletes.get(path) {
                 totals.delete_files -= 1;
-                totals.deleted_positions -= delete.file.record_count();
+                totals.deleted_positions -= delete.positions();
                 totals.bytes -= delete.file.file_size_in_bytes();
             }
         }
@@ -123,6 +160,7 @@ impl LiveFiles {
             *self = Self::default();
         }
         self.totals = totals;
+        let own = manifests.iter().map(|manifest| manifest.sequence_number).max().unwrap_or(0);
         self.manifests = manifests;
         self.dangling.retain(|path| !change.replaced_deletes.contains(path));
         for path in &change.replaced_deletes {
@@ -135,9 +173,11 @@ impl LiveFiles {
             let file = LiveFile {
                 spec_id: new.spec_id,
                 partition: new.file.partition().clone(),
+                sequence_number: change.sequence_number.unwrap_or(own),
                 records: new.file.record_count(),
                 bytes: new.file.file_size_in_bytes(),
                 deletes: Vec::new(),
+                equality: None,
             };
             self.data.insert(new.file.file_path().to_owned(), file);
         }
@@ -150,8 +190,18 @@ impl LiveFiles {
         }
     }
 
-    /// Reads the manifests of a snapshot; a table without snapshots has nothing live.
+    /// Reads the manifests of a snapshot that is to be built on or counted; a table without snapshots has nothing live.
+    ///
+    /// # Errors
+    /// `EQUALITY_DELETES`, until maintenance has turned them into position deletes.
     pub async fn load(storage: &Storage, table: &LoadedTable, snapshot: Option<i64>) -> Result<Self, Problem> {
+        let live = Self::load_as_left(storage, table, snapshot).await?;
+        let refused = live.equality_deletes().next().is_some();
+        if refused { Err(equality_deletes(table)) } else { Ok(live) }
+    }
+
+    /// The same of a snapshot as another engine may have left it, to be read and to be mended.
+    pub async fn load_as_left(storage: &Storage, table: &LoadedTable, snapshot: Option<i64>) -> Result<Self, Problem> {
         let Some(id) = snapshot else { return Ok(Self::default()) };
         let snapshot = find_snapshot(table, id)?;
         let mut live = Self { manifests: manifest_list(storage, table, &snapshot).await?, ..Self::default() };
@@ -166,6 +216,7 @@ impl LiveFiles {
         }
         drop(reads);
         live.attach(&unscoped);
+        live.attach_equality(table)?;
         live.dangling = live.find_dangling();
         live.count();
         Ok(live)
@@ -178,6 +229,7 @@ impl LiveFiles {
         manifest: &Manifest,
         unscoped: &mut Vec<String>,
     ) -> Result<(), Problem> {
+        let missing = || damaged(table, &file.manifest_path);
         for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
             let path = entry.file_path().to_owned();
             match entry.content_type() {
@@ -187,15 +239,16 @@ impl LiveFiles {
                         LiveFile {
                             spec_id: file.partition_spec_id,
                             partition: entry.data_file().partition().clone(),
+                            sequence_number: entry.sequence_number().ok_or_else(missing)?,
                             records: entry.record_count(),
                             bytes: entry.file_size_in_bytes(),
                             deletes: Vec::new(),
+                            equality: None,
                         },
                     );
                 }
-                DataContentType::PositionDeletes => {
-                    let missing = || damaged(table, &file.manifest_path);
-                    if referenced(entry.data_file()).is_none() {
+                content @ (DataContentType::PositionDeletes | DataContentType::EqualityDeletes) => {
+                    if content == DataContentType::PositionDeletes && referenced(entry.data_file()).is_none() {
                         unscoped.push(path.clone());
                     }
                     self.deletes.insert(
@@ -209,14 +262,6 @@ impl LiveFiles {
                             manifest: file.manifest_path.clone(),
                         },
                     );
-                }
-                DataContentType::EqualityDeletes => {
-                    return Err(Problem::halt(
-                        "EQUALITY_DELETES",
-                        table.name.to_string(),
-                        "another engine has written an equality delete file",
-                        "compact the table with that engine, or roll it back to the snapshot before",
-                    ));
                 }
             }
         }
@@ -240,13 +285,37 @@ impl LiveFiles {
         }
     }
 
+    /// Tells every data file the equality deletes that concern it: later ones of its partition, and those of no partition.
+    fn attach_equality(&mut self, table: &LoadedTable) -> Result<(), Problem> {
+        let found = self.deletes.iter().filter(|(_, delete)| delete.is_equality());
+        let read = |(path, delete): (&String, &LiveDelete)| {
+            let spec = table.metadata.partition_spec_by_id(delete.spec_id);
+            let partition = delete.file.partition().clone();
+            let place = spec.is_none_or(|spec| !spec.is_unpartitioned()).then_some((delete.spec_id, partition));
+            Ok::<_, Problem>((place, EqualityDelete::of(table, path, delete)?))
+        };
+        let found = found.map(read).collect::<Result<Vec<_>, _>>()?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let mut groups: HashMap<(i32, Struct), Arc<EqualityDeletes>> = HashMap::new();
+        for file in self.data.values_mut() {
+            let group = groups.entry((file.spec_id, file.partition.clone())).or_insert_with_key(|place| {
+                let concerned = found.iter().filter(|(of, _)| of.as_ref().is_none_or(|of| of == place));
+                Arc::new(EqualityDeletes::new(concerned.map(|(_, delete)| delete.clone()).collect()))
+            });
+            file.equality = group.concern(file.sequence_number).then(|| Arc::clone(group));
+        }
+        Ok(())
+    }
+
     fn count(&mut self) {
         let deletes = || self.deletes.values().map(|delete| &delete.file);
         self.totals = Totals {
             data_files: self.data.len() as u64,
             delete_files: self.deletes.len() as u64,
             records: self.data.values().map(|file| file.records).sum(),
-            deleted_positions: deletes().map(DataFile::record_count).sum(),
+            deleted_positions: self.deletes.values().map(LiveDelete::positions).sum(),
             bytes: self.data.values().map(|file| file.bytes).sum::<u64>()
                 + deletes().map(DataFile::file_size_in_bytes).sum::<u64>(),
         };
@@ -259,7 +328,8 @@ impl LiveFiles {
 
     fn find_dangling(&self) -> HashSet<String> {
         let used: HashSet<&String> = self.data.values().flat_map(|file| &file.deletes).collect();
-        self.deletes.keys().filter(|path| !used.contains(path)).cloned().collect()
+        let unused = self.deletes.iter().filter(|(path, delete)| !delete.is_equality() && !used.contains(path));
+        unused.map(|(path, _)| path.clone()).collect()
     }
 }
 
@@ -307,6 +377,12 @@ pub async fn manifest_list(
 pub async fn load_manifest(storage: &Storage, file: &ManifestFile) -> Result<Manifest, Problem> {
     let loaded = file.load_manifest(storage.io()).await;
     loaded.map_err(|error| iceberg_problem(&file.manifest_path, "read", &error))
+}
+
+fn equality_deletes(table: &LoadedTable) -> Problem {
+    let remedy = "nothing where maintenance has `compact` of the table: it turns them into position deletes";
+    let message = "another engine has written equality delete files";
+    Problem { remedy: remedy.to_owned(), ..Problem::retry(EQUALITY_DELETES, table.name.to_string(), message) }
 }
 
 pub(crate) fn damaged(table: &LoadedTable, path: &str) -> Problem {

@@ -42,6 +42,8 @@ pub enum Bug {
     LastMapOnly,
     /// A delete file is merged with the one of the plan's base, not with that of the attempt's (model `deletes`).
     MergeOnPlansBase,
+    /// A rewrite leaves a row out.
+    RewriteLosesRow,
     /// A rewrite does not notice that deletes have been taken back since its plan (model `deletes`).
     IgnoreRollback,
 }

@@ -54,7 +54,7 @@ impl TableReader {
             }
             None => SchemaRef::clone(table.metadata.current_schema()),
         };
-        Ok(Self { storage: storage.clone(), schema, live: LiveFiles::load(storage, table, snapshot).await? })
+        Ok(Self { storage: storage.clone(), schema, live: LiveFiles::load_as_left(storage, table, snapshot).await? })
     }
 
     /// Paths of the live data files, sorted: the order of a scan.
@@ -75,17 +75,20 @@ impl TableReader {
     }
 }
 
-/// The deleted positions of a data file, from all delete files that name it.
+/// The deleted positions of a data file, from all delete files that name it or its values.
 pub fn deleted_rows(storage: &Storage, path: &str, file: &LiveFile) -> Result<RoaringBitmap, Problem> {
     let mut deleted = RoaringBitmap::new();
     for delete in &file.deletes {
         deleted |= read_delete_file(storage, delete, path)?;
     }
+    if let Some(equality) = &file.equality {
+        deleted |= equality.rows_of(storage, &[(path, file.sequence_number)])?.remove(path).unwrap_or_default();
+    }
     Ok(deleted)
 }
 
 /// The columns to read, as fields with ids, in the order wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Projection {
     pub arrow: ArrowSchemaRef,
     ids: Vec<i32>,
@@ -146,6 +149,11 @@ impl FileRows {
         let reader = builder.build().map_err(failed)?;
         let schema = Arc::clone(&columns.arrow);
         Ok(Self { reader, failure, location: path.to_owned(), schema, places, positions })
+    }
+
+    /// None of the columns wanted came later than the file.
+    pub(crate) fn has_all_columns(&self) -> bool {
+        self.places.iter().all(Option::is_some)
     }
 
     /// The next rows with their positions in the file, ascending.

@@ -19,6 +19,9 @@ use serde::Serialize;
 pub const FLOOR: Duration = Duration::from_secs(24 * 3_600);
 /// The age from which files are removed where nothing else is said.
 pub const AGE: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// Why nothing is removed in a table bucket, and when it goes all the same.
+pub const BY_SERVICE: &str =
+    "the service alone removes files: by default it marks what nothing needs after 3 days and deletes it 10 days later";
 /// A property of the table: `false` where nothing of it may be removed.
 const GC_ENABLED: &str = "gc.enabled";
 

@@ -17,6 +17,7 @@ use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{ReplacedFile, Rewrite};
 use lakehouse_core::compare::RowHasher;
 use lakehouse_core::error::Problem;
+use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::read::{FileRows, Projection, Rows, deleted_rows};
 use lakehouse_core::row_map::{FileMap, Piece, Place, RowMap};
 use lakehouse_core::storage::Storage;
@@ -31,7 +32,13 @@ use sorted::Sorter;
 ///
 /// # Errors
 /// Those of the storage; `ROWS_DIFFER` where the new files do not hold what was read.
-pub fn rewrite(storage: &Storage, view: &View, group: &Group, targets: &Targets) -> Result<Rewrite, Problem> {
+pub fn rewrite(
+    storage: &Storage,
+    view: &View,
+    group: &Group,
+    targets: &Targets,
+    planted: Planted,
+) -> Result<Rewrite, Problem> {
     let begun = Instant::now();
     let table = &view.table;
     let schema = Arc::clone(table.metadata.current_schema());
@@ -41,7 +48,7 @@ pub fn rewrite(storage: &Storage, view: &View, group: &Group, targets: &Targets)
         let deleted = deleted_rows(storage, &file.path, live)?;
         replaced.insert(file.path.clone(), ReplacedFile { deletes: file.deletes.clone(), deleted });
     }
-    let mut outputs = Outputs::new(storage, table, &schema, group, targets)?;
+    let mut outputs = Outputs::new(storage, table, &schema, group, targets, planted)?;
     let mut read = Checksum::new(&outputs.files)?;
     let files = match targets.order {
         Order::AsWritten => in_order(storage, group, &replaced, &mut outputs, &mut read)?,
@@ -142,6 +149,7 @@ struct Outputs<'a> {
     projection: Projection,
     open: Option<DataFileWriter>,
     done: Vec<NewFile>,
+    planted: Planted,
 }
 
 impl<'a> Outputs<'a> {
@@ -151,10 +159,11 @@ impl<'a> Outputs<'a> {
         schema: &SchemaRef,
         group: &'a Group,
         targets: &Targets,
+        planted: Planted,
     ) -> Result<Self, Problem> {
         let (files, projection) = (FileSchema::new(Arc::clone(schema))?, Projection::all(schema)?);
         let file_bytes = usize::try_from(targets.file_bytes).unwrap_or(usize::MAX);
-        Ok(Self { storage, table, group, file_bytes, files, projection, open: None, done: Vec::new() })
+        Ok(Self { storage, table, group, file_bytes, files, projection, open: None, done: Vec::new(), planted })
     }
 
     /// Where the first of these rows stands; the others follow it.
@@ -170,7 +179,10 @@ impl<'a> Outputs<'a> {
         }
         let writer = self.open.as_mut().expect("opened above");
         let row = u32::try_from(writer.rows()).expect("a file is closed long before it has 2^32 rows");
-        writer.write(batch)?;
+        match self.planted.is(Bug::RewriteLosesRow) {
+            true => writer.write(&batch.slice(0, batch.num_rows().saturating_sub(1)))?,
+            false => writer.write(batch)?,
+        }
         let output = u32::try_from(self.done.len()).expect("a group has few outputs");
         Ok(Place { output, row })
     }

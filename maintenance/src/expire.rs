@@ -215,3 +215,163 @@ impl Expiry {
         gone && tags && self.untagged.iter().all(|name| !references.contains_key(name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+
+    use super::*;
+
+    const MINUTE: i64 = 60_000;
+    /// 2023-11-14T22:00:00Z.
+    const NOW: i64 = 1_699_999_200_000;
+
+    fn retention(dense_hours: u64, min_snapshots: usize, hourly_hours: u64, daily_days: u64) -> Retention {
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        Retention {
+            dense: hours(dense_hours),
+            min_snapshots,
+            hourly: hours(hourly_hours),
+            daily: hours(daily_days * 24),
+        }
+    }
+
+    /// A line of snapshots of these ages in minutes, numbered from 1, the oldest first.
+    fn line(ages: &[i64]) -> Snapshots {
+        let snapshots = (1..).zip(ages).map(|(id, age)| {
+            let parent = Some(id - 1).filter(|id| *id > 0);
+            (id, Kept { id, parent, at: NOW - age * MINUTE, sequence_number: id, positioned: false })
+        });
+        let snapshots: HashMap<i64, Kept> = snapshots.collect();
+        let head = snapshots.keys().max().copied();
+        let reference = |head| SnapshotReference::new(head, SnapshotRetention::branch(None, None, None));
+        let references = head.map(|head| (MAIN_BRANCH.to_owned(), reference(head))).into_iter().collect();
+        Snapshots { head, snapshots, references }
+    }
+
+    fn tag(all: &mut Snapshots, name: &str, snapshot: i64, max_ref_age_ms: Option<i64>) {
+        let reference = SnapshotReference::new(snapshot, SnapshotRetention::Tag { max_ref_age_ms });
+        all.references.insert(name.to_owned(), reference);
+    }
+
+    #[track_caller]
+    fn check(all: &Snapshots, retention: &Retention, expired: &[i64]) {
+        assert_eq!(plan(all, &HashSet::new(), retention, NOW).expired, expired);
+    }
+
+    /// As `RemoveSnapshots` of Iceberg's Java library decides with `expireOlderThan` and `retainLast`, but for the one
+    /// snapshot that was current when the window began.
+    #[test]
+    fn a_line_keeps_its_window_and_a_least_number() {
+        let all = line(&[180, 121, 119, 60, 1]);
+        check(&all, &retention(2, 1, 0, 0), &[1]);
+        check(&all, &retention(2, 5, 0, 0), &[]);
+        check(&all, &retention(0, 3, 0, 0), &[1, 2]);
+        check(&all, &retention(0, 1, 0, 0), &[1, 2, 3, 4]);
+        check(&line(&[]), &retention(0, 1, 0, 0), &[]);
+    }
+
+    #[test]
+    fn a_branch_keeps_as_long_as_it_says_itself() {
+        let mut all = line(&[180, 170, 160, 150, 1]);
+        let branch = |least, age| SnapshotReference::new(4, SnapshotRetention::branch(least, age, None));
+        all.references.insert("b".to_owned(), branch(Some(2), Some(1)));
+        check(&all, &retention(0, 1, 0, 0), &[1, 2]);
+        all.references.insert("b".to_owned(), branch(None, Some(165 * MINUTE)));
+        check(&all, &retention(0, 1, 0, 0), &[1]);
+        // Which snapshots of `main` stay is the configuration's to say, but for a least number.
+        let reference = SnapshotReference::new(5, SnapshotRetention::branch(Some(3), Some(i64::MAX), None));
+        all.references = BTreeMap::from([(MAIN_BRANCH.to_owned(), reference)]);
+        check(&all, &retention(0, 1, 0, 0), &[1, 2]);
+    }
+
+    #[test]
+    fn each_whole_hour_and_day_keeps_its_last_snapshot_by_a_tag_as_long_as_it_is_wanted() {
+        // 18:30, 19:10, 19:50, 20:20 and 21:59 of one day, and 23:00 of the one before.
+        let mut all = line(&[23 * 60, 210, 170, 130, 100, 1]);
+        let planned = plan(&all, &HashSet::new(), &retention(0, 1, 3, 2), NOW);
+        let hour = |hour: u8, id: i64| (format!("hourly/2023-11-14T{hour}"), id);
+        let mut tagged = BTreeMap::from([hour(19, 4), hour(20, 5), hour(21, 6)]);
+        tagged.insert("daily/2023-11-13".to_owned(), 1);
+        assert_eq!((planned.tagged, planned.expired), (tagged, vec![2, 3]));
+
+        tag(&mut all, "hourly/2023-11-14T18", 2, None);
+        tag(&mut all, "hourly/2023-11-14T19", 4, None);
+        tag(&mut all, "hourly/of mine", 3, None);
+        let planned = plan(&all, &HashSet::new(), &retention(0, 1, 3, 2), NOW);
+        assert_eq!(planned.untagged, BTreeSet::from(["hourly/2023-11-14T18".to_owned()]));
+        assert_eq!(planned.expired, [2]);
+        assert!(!planned.tagged.contains_key("hourly/2023-11-14T19"));
+    }
+
+    #[test]
+    fn a_tag_of_somebody_stays_for_ever_or_as_long_as_it_says() {
+        let mut all = line(&[180, 120, 60, 1]);
+        tag(&mut all, "audit", 1, None);
+        tag(&mut all, "short", 2, Some(119 * MINUTE));
+        tag(&mut all, "long", 3, Some(61 * MINUTE));
+        let planned = plan(&all, &HashSet::new(), &retention(0, 1, 0, 0), NOW);
+        assert_eq!((planned.untagged, planned.expired), (BTreeSet::from(["short".to_owned()]), vec![2]));
+    }
+
+    #[test]
+    fn the_snapshot_that_holds_the_position_stays_behind_any_number_of_others() {
+        let mut all = line(&[180, 120, 60, 1]);
+        for id in [1, 2] {
+            all.snapshots.get_mut(&id).expect("a snapshot").positioned = true;
+        }
+        check(&all, &retention(0, 1, 0, 0), &[1, 3]);
+    }
+
+    /// Whatever the history: nothing that is named or protected goes, and a second plan has nothing to add.
+    #[test]
+    fn what_is_protected_stays_in_any_history() {
+        for seed in 0..2_000 {
+            let mut rng = Rng::with_seed(seed);
+            let mut age = 4 * 24 * 60;
+            let count = rng.usize(1..60);
+            let ages: Vec<i64> = (0..count)
+                .map(|_| {
+                    age -= rng.i64(0..200);
+                    age.max(0)
+                })
+                .collect();
+            let mut all = line(&ages);
+            let any = |rng: &mut Rng| 1 + i64::try_from(rng.usize(..count)).expect("a small number");
+            for number in 0..rng.usize(..4) {
+                let (snapshot, age) = (any(&mut rng), rng.bool().then(|| rng.i64(1..5_000) * MINUTE));
+                tag(&mut all, &format!("tag-{number}"), snapshot, age);
+            }
+            let least = rng.bool().then(|| rng.i32(1..5));
+            let branch = SnapshotReference::new(any(&mut rng), SnapshotRetention::branch(least, None, None));
+            all.references.insert("branch".to_owned(), branch);
+            // A snapshot that has lost its parents stands alone.
+            let lost = any(&mut rng);
+            if Some(lost) != all.head && all.references.values().all(|reference| reference.snapshot_id != lost) {
+                all.snapshots.remove(&lost);
+            }
+            let protected = HashSet::from([any(&mut rng)]);
+            let retention = retention(rng.u64(0..48), rng.usize(1..8), rng.u64(0..96), rng.u64(0..5));
+            let planned = plan(&all, &protected, &retention, NOW);
+
+            let gone: HashSet<i64> = planned.expired.iter().copied().collect();
+            let mut kept = protected.clone();
+            kept.extend(all.head);
+            kept.extend(planned.tagged.values());
+            let named = all.references.iter().filter(|(name, _)| !planned.untagged.contains(*name));
+            kept.extend(named.map(|(_, reference)| reference.snapshot_id));
+            let since = NOW - milliseconds(retention.dense);
+            kept.extend(all.line(all.head).filter(|snapshot| snapshot.at >= since).map(|snapshot| snapshot.id));
+            kept.extend(all.line(all.head).take(retention.min_snapshots).map(|snapshot| snapshot.id));
+            assert!(kept.is_disjoint(&gone), "seed {seed}: {planned:?}");
+
+            all.snapshots.retain(|id, _| !gone.contains(id));
+            all.references.retain(|name, _| !planned.untagged.contains(name));
+            for (name, snapshot) in &planned.tagged {
+                tag(&mut all, name, *snapshot, None);
+            }
+            let again = plan(&all, &protected, &retention, NOW);
+            assert!(again.is_empty(), "seed {seed}: {planned:?}, then {again:?}");
+        }
+    }
+}

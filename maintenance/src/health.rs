@@ -25,7 +25,7 @@ pub struct TableHealth {
     pub data_files: u64,
     pub small_files: u64,
     pub delete_files: u64,
-    /// None of ours; a table with any cannot be looked at here, it is halted with `EQUALITY_DELETES`.
+    /// None of ours; the table's writer waits until they are position deletes.
     pub equality_delete_files: u64,
     /// The most delete files that one data file has.
     pub most_deletes_per_file: u64,
@@ -58,14 +58,15 @@ impl TableHealth {
         let totals = live.totals();
         let small = settings.targets.file_bytes / SMALL_PART;
         let deletes = live.data.values().map(|file| file.deletes.len() as u64);
+        let equality = live.equality_deletes().count() as u64;
         let window = TimeTravel::of(table, now);
         let promised = settings.retention.dense;
         let mut health = Self {
             score: 0.0,
             data_files: totals.data_files,
             small_files: live.data.values().filter(|file| file.bytes < small).count() as u64,
-            delete_files: totals.delete_files,
-            equality_delete_files: 0,
+            delete_files: totals.delete_files - equality,
+            equality_delete_files: equality,
             most_deletes_per_file: deletes.max().unwrap_or(0),
             dangling_deletes: live.dangling_deletes().len() as u64,
             rows: live.rows(),

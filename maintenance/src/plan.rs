@@ -47,13 +47,15 @@ const GROUP_BYTES: u64 = 1 << 30;
 /// Rows of one group that is sorted: where each has gone is kept in memory, 12 bytes a row.
 const SORTED_ROWS: u64 = 8_000_000;
 
-/// Why a group is rewritten.
+/// Why files are rewritten, or what lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     SmallFiles,
     DeletedRows,
     DanglingDeletes,
+    EqualityDeletes,
+    Manifests,
 }
 
 impl Reason {
@@ -62,6 +64,8 @@ impl Reason {
             Self::SmallFiles => "small-files",
             Self::DeletedRows => "deleted-rows",
             Self::DanglingDeletes => "dangling-deletes",
+            Self::EqualityDeletes => "equality-deletes",
+            Self::Manifests => "manifests",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use lakehouse_core::catalog::{Catalog, LoadedTable};
-use lakehouse_core::commit::{CONTROL_NAMESPACE, Maintainer, Replaced, recorded_cuts};
+use lakehouse_core::commit::{ByPosition, CONTROL_NAMESPACE, Maintainer, Replaced, mergeable_manifests, recorded_cuts};
 use lakehouse_core::error::Problem;
 use lakehouse_core::foreign::check_foreign;
 use lakehouse_core::schema::TableName;
@@ -22,6 +22,8 @@ use crate::view::View;
 
 /// A table to which nobody has committed for so long is quiet: what is small is merged, however little it is.
 const QUIET: Duration = Duration::from_secs(600);
+/// More manifests than this cost every reader: they are merged where that leaves fewer.
+const MANIFESTS: usize = 100;
 
 /// What is done for one table, and how.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct Settings {
     pub compact: bool,
     /// Delete files without a data file are dropped, also where another engine compacts.
     pub drop_dangling: bool,
+    /// Equality deletes become position deletes, whoever compacts: the table's writer waits for it.
+    pub by_position: bool,
     pub expire: bool,
     /// Checkpoints are tagged and untagged, also where another engine expires: tags tell it what stays (MD-3).
     pub tag: bool,
@@ -44,6 +48,7 @@ impl Default for Settings {
         Self {
             compact: true,
             drop_dangling: true,
+            by_position: true,
             expire: true,
             tag: true,
             clean: true,
@@ -64,6 +69,10 @@ pub struct TablePlan {
     pub rewrites: Vec<PlannedRewrite>,
     /// Delete files that no live data file has: they go with the first commit.
     pub dangling_deletes: Vec<String>,
+    /// Another engine's equality-delete files: they become position deletes first, and all else waits for the next run.
+    pub equality_deletes: Vec<String>,
+    /// Manifests that are merged into others; 0 where there are few.
+    pub merged_manifests: usize,
     pub expiry: PlannedExpiry,
     pub orphans: Orphans,
     #[serde(skip)]
@@ -174,22 +183,30 @@ pub async fn plan(
     let targets = Targets { quiet: settings.targets.quiet || quiet, ..settings.targets.clone() };
     // A table that is being copied is its copy's alone; one of no pipeline has no position and no copy.
     let copied = view.state.position.is_some() || view.state.source.is_none();
-    let groups = match settings.compact && copied {
+    let mut equality_deletes: Vec<String> = view.live.equality_deletes().cloned().collect();
+    equality_deletes.sort_unstable();
+    let countable = equality_deletes.is_empty();
+    let groups = match settings.compact && copied && countable {
         true => view.partitions().values().flat_map(|files| groups(files, &targets)).collect(),
         false => Vec::new(),
     };
-    let mut expiry = match settings.expire || settings.tag {
+    let mut expiry = match (settings.expire || settings.tag) && countable {
         true => expire::plan(&Snapshots::of(table), protected, &settings.retention, now),
         false => Expiry::default(),
     };
     if !settings.expire {
         expiry.expired.clear();
     }
-    let orphans = match settings.clean && !maintainer.catalog.removes_files() {
+    let orphans = match settings.clean {
+        _ if maintainer.catalog.removes_files() => Orphans { refused: Some(clean::BY_SERVICE), ..Orphans::default() },
         true => clean::plan(&maintainer.storage, table, others, settings.orphan_age, maintainer.planted).await?,
         false => Orphans::default(),
     };
-    let mut dangling_deletes: Vec<String> = match settings.drop_dangling && copied {
+    let merged_manifests = match settings.compact && copied && countable && view.live.manifests.len() > MANIFESTS {
+        true => mergeable_manifests(&view.live),
+        false => 0,
+    };
+    let mut dangling_deletes: Vec<String> = match settings.drop_dangling && copied && countable {
         true => view.live.dangling_deletes().iter().cloned().collect(),
         false => Vec::new(),
     };
@@ -198,6 +215,8 @@ pub async fn plan(
         table: name.to_string(),
         snapshot_id: table.snapshot_id(),
         dangling_deletes,
+        equality_deletes: if settings.by_position { equality_deletes } else { Vec::new() },
+        merged_manifests,
         rewrites: groups.iter().map(|group| planned(group, &targets)).collect(),
         expiry: PlannedExpiry::of(&expiry),
         orphans,
@@ -235,6 +254,8 @@ impl TablePlan {
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
             && self.dangling_deletes.is_empty()
+            && self.equality_deletes.is_empty()
+            && self.merged_manifests == 0
             && self.planned_expiry.is_empty()
             && self.orphans.removable.is_empty()
     }
@@ -250,6 +271,9 @@ pub async fn act(
 ) -> Result<Outcome, Problem> {
     let begun = Instant::now();
     let mut outcome = Outcome::default();
+    if !plan.equality_deletes.is_empty() {
+        outcome.rewrites.push(delete_by_position(maintainer, view).await?);
+    }
     // What is read and written is the dearest; metadata first, so that a table whose metadata grows is never kept waiting.
     if !plan.planned_expiry.is_empty() {
         let expiry = &plan.planned_expiry;
@@ -273,9 +297,13 @@ pub async fn act(
         outcome.rewrites.push(rewrite(maintainer, view, group, settings).await?);
     }
     let landed = |rewrite: &RewriteOutcome| rewrite.snapshot_id.is_some();
-    if !plan.dangling_deletes.is_empty() && !outcome.rewrites.iter().any(landed) {
-        // A rewrite of nothing: its commit drops what no data file has.
-        let nothing = Group { reason: Reason::DanglingDeletes, files: Vec::new() };
+    let left =
+        [(Reason::DanglingDeletes, !plan.dangling_deletes.is_empty()), (Reason::Manifests, plan.merged_manifests > 0)];
+    if let Some((reason, _)) = left.into_iter().find(|(_, due)| *due)
+        && !outcome.rewrites.iter().any(landed)
+    {
+        // A rewrite of nothing: its commit drops what no data file has, and merges manifests.
+        let nothing = Group { reason, files: Vec::new() };
         outcome.rewrites.push(rewrite(maintainer, view, &nothing, settings).await?);
     }
     if !plan.orphans.removable.is_empty() {
@@ -294,10 +322,10 @@ async fn rewrite(
     settings: &Settings,
 ) -> Result<RewriteOutcome, Problem> {
     let begun = Instant::now();
-    let (storage, targets) = (maintainer.storage.clone(), settings.targets.clone());
+    let (storage, targets, planted) = (maintainer.storage.clone(), settings.targets.clone(), maintainer.planted);
     let task = {
         let (view, group) = (view.clone(), group.clone());
-        tokio::task::spawn_blocking(move || compact::rewrite(&storage, &view, &group, &targets))
+        tokio::task::spawn_blocking(move || compact::rewrite(&storage, &view, &group, &targets, planted))
     };
     let interrupted = |_| Err(Problem::retry("INTERRUPTED", view.name().to_string(), "a rewrite was interrupted"));
     let rewrite = task.await.unwrap_or_else(interrupted)?;
@@ -324,6 +352,37 @@ async fn rewrite(
             outcome.overtaken = Some(why);
             outcome.stranded = rewrite.outputs.iter().map(|new| new.file.file_path().to_owned()).collect();
             warn!(table = %view.name(), why, files = outcome.stranded.len(), "a rewrite was overtaken, its files are stranded");
+        }
+    }
+    Ok(outcome)
+}
+
+/// All equality deletes at once, whatever the budget: nobody writes to the table before.
+async fn delete_by_position(maintainer: &Maintainer, view: &View) -> Result<RewriteOutcome, Problem> {
+    let begun = Instant::now();
+    let files = view.live.equality_deletes().filter_map(|path| view.live.deletes.get(path));
+    let bytes: Vec<u64> = files.map(|delete| delete.file.file_size_in_bytes()).collect();
+    let done = maintainer.delete_by_position(&view.table, &view.live).await?;
+    let ByPosition { replaced, written, bytes: output_bytes, rows } = done;
+    let mut outcome = RewriteOutcome {
+        reason: Reason::EqualityDeletes,
+        snapshot_id: None,
+        overtaken: None,
+        input_files: bytes.len() as u64,
+        input_bytes: bytes.iter().sum(),
+        output_files: written.len() as u64,
+        output_bytes,
+        rows,
+        attempts: 1,
+        forwarded: 0,
+        stranded: Vec::new(),
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    match replaced {
+        Replaced::Landed { snapshot_id, .. } => outcome.snapshot_id = Some(snapshot_id),
+        Replaced::Overtaken(why) => {
+            warn!(table = %view.name(), why, files = written.len(), "equality deletes stay, new delete files are stranded");
+            (outcome.overtaken, outcome.stranded) = (Some(why), written);
         }
     }
     Ok(outcome)

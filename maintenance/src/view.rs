@@ -41,7 +41,7 @@ impl FileView {
 
 impl View {
     pub async fn of(storage: &Storage, table: LoadedTable) -> Result<Self, Problem> {
-        let live = LiveFiles::load(storage, &table, table.snapshot_id()).await?;
+        let live = LiveFiles::load_as_left(storage, &table, table.snapshot_id()).await?;
         let state = TableState::read(storage, &table).await?;
         Ok(Self { table, live, state })
     }

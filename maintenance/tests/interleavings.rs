@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Lake, Rows, Writer, age_local_files, block_on, temporary_folder};
+use crate::support::{Lake, Rows, Story, Writer, age_local_files, block_on, eager, temporary_folder};
 use async_trait::async_trait;
 use fastrand::Rng;
 use futures::{StreamExt, stream};
@@ -22,8 +22,10 @@ use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::canonical;
+use maintenance::budget::Budget;
 use maintenance::expire::{self, Expiry, Retention, Snapshots};
-use maintenance::plan::{Group, Reason, Targets};
+use maintenance::plan::{Group, Order, Reason, Targets};
+use maintenance::run::{self, Settings};
 use maintenance::view::View;
 use maintenance::{clean, compact};
 use tempfile::TempDir;
@@ -239,7 +241,7 @@ impl Others {
         }
     }
 
-    /// Any files, in their order: what a plan chooses is a part of that.
+    /// Any files, their rows in one of three orders: what a plan chooses is a part of that.
     async fn plan_rewrite(&mut self) -> Result<(), Problem> {
         let storage = self.maintainer.storage.clone();
         let view = View::of(&storage, self.lake.load().await).await?;
@@ -250,8 +252,16 @@ impl Others {
         }
         let group = Group { reason: Reason::SmallFiles, files };
         // A byte: each batch of rows becomes a file of its own.
-        let targets = Targets { file_bytes: [1, 1 << 20][self.rng.usize(..2)], ..Targets::default() };
-        let rewrite = tokio::task::block_in_place(|| compact::rewrite(&storage, &view, &group, &targets))?;
+        let file_bytes = [1, 1 << 20][self.rng.usize(..2)];
+        let columns = || ["value", "id"].map(str::to_owned).to_vec();
+        let order = match self.rng.u8(..6) {
+            0 => Order::Sorted(columns()),
+            1 => Order::ZOrder(columns()),
+            _ => Order::AsWritten,
+        };
+        let targets = Targets { file_bytes, order, ..Targets::default() };
+        let planted = self.maintainer.planted;
+        let rewrite = tokio::task::block_in_place(|| compact::rewrite(&storage, &view, &group, &targets, planted))?;
         self.rewrites.push((view.table, rewrite));
         match self.rng.bool() {
             true => self.commit_rewrite().await,
@@ -556,6 +566,27 @@ fn nothing_is_lost_doubled_or_resurrected_in_any_order() {
     });
     println!("{total:?}");
     assert!(total.rewrites > 0 && total.snapshots > 0, "nothing was done: {total:?}");
+}
+
+/// M-15: what was read and what was written are compared, and nothing is committed.
+#[test]
+fn a_rewrite_that_loses_a_row_is_noticed_in_every_order() {
+    block_on(async {
+        let folder = temporary_folder();
+        let mut story = Story::on(Lake::local(folder.path()).await).await;
+        story.put(0..50).await;
+        story.put(50..100).await;
+        for order in [Order::AsWritten, Order::Sorted(vec!["value".to_owned()]), Order::ZOrder(vec!["id".to_owned()])] {
+            let settings = eager(100);
+            let settings = Settings { targets: Targets { order, ..settings.targets.clone() }, ..settings };
+            let maintainer = Maintainer { planted: Planted::only(Bug::RewriteLosesRow), ..story.lake.maintainer() };
+            let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
+            let (view, plan) = planned.expect("a plan");
+            let ended = run::act(&maintainer, &view, &plan, &settings, &mut Budget::per_hour(None)).await;
+            assert_eq!(ended.expect_err("it is noticed").code, "ROWS_DIFFER");
+        }
+        assert_eq!(story.oracle.check(&story.lake).await, 2);
+    });
 }
 
 /// The same histories as those that pass without a bug, until one does not.

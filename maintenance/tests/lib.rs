@@ -2,8 +2,10 @@
 
 #![cfg(test)]
 
+mod health;
 mod interleavings;
 mod killed;
+mod other_engines;
 mod public_bugs;
 mod support;
 mod tags;

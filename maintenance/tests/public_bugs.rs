@@ -9,8 +9,8 @@
 //! - Two spellings of one file in manifest and listing, and files of unknown age (StarRocks #77394, ClickHouse #114194):
 //!   tests of `clean.rs` and of the core's `storage.rs`.
 //! - Metadata of a hundred thousand commits (M-7): `lakehouse-core/tests/metadata_bounds.rs`.
-//! - A v3 upgrade under an Athena reader (M-13) and deletes turned from equality into position deletes (M-10) cannot occur:
-//!   nothing here writes format v3 or equality deletes, and a table with another engine's is halted (`EQUALITY_DELETES`).
+//! - Equality deletes of another engine, which become position deletes (M-10): `other_engines.rs`.
+//! - A v3 upgrade under an Athena reader (M-13) cannot occur: nothing here writes format v3.
 //! - No statement in Athena that removes dangling deletes (pyiceberg #3925) is not ours to mend; we leave none behind.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -28,6 +28,7 @@ use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::{FileChange, GiveWay, Maintainer, Replaced, Rewrite};
 use lakehouse_core::error::Problem;
 use lakehouse_core::live::{LiveFiles, load_manifest, referenced};
+use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::{canonical, local_path};
@@ -58,7 +59,9 @@ async fn rewrite(lake: &Lake, chosen: impl Fn(&str) -> bool) -> (LoadedTable, Re
     let view = View::of(&lake.storage, lake.load().await).await.expect("a sound table");
     let files = view.partitions().into_values().flatten().filter(|file| chosen(&file.path)).collect();
     let group = Group { reason: Reason::SmallFiles, files };
-    let rewritten = tokio::task::block_in_place(|| compact::rewrite(&lake.storage, &view, &group, &Targets::default()));
+    let targets = Targets::default();
+    let rewriting = || compact::rewrite(&lake.storage, &view, &group, &targets, Planted::none());
+    let rewritten = tokio::task::block_in_place(rewriting);
     (view.table, rewritten.expect("a rewrite"))
 }
 

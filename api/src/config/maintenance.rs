@@ -158,6 +158,7 @@ impl TableMaintenance {
             compact: self.owner.compact == owner,
             // The service's job leaves them behind.
             drop_dangling: owner == Owner::Ours && matches!(self.owner.compact, Owner::Ours | Owner::S3Tables),
+            by_position: owner == Owner::Ours && self.owner.compact != Owner::None,
             expire: self.owner.expire == owner,
             tag: owner == Owner::Ours && tags(self.owner.expire),
             clean: self.owner.clean == owner,

@@ -42,7 +42,8 @@ pub(crate) struct Step {
     seconds: Option<f64>,
     table: String,
     operation: StepOperation,
-    /// Why: `retention`, `small-files`, `deleted-rows`, `dangling-deletes`, `age`, `schedule`, `found`.
+    /// Why: `retention`, `small-files`, `deleted-rows`, `dangling-deletes`, `equality-deletes`, `manifests`, `age`,
+    /// `schedule`, `found`.
     trigger: String,
     /// Who did it: `self`, `spark` or `s3-tables`.
     owner: String,
@@ -97,6 +98,10 @@ struct TablePlan {
     rewrites: Vec<PlannedRewrite>,
     /// Delete files that no live data file has: they go with the first commit.
     dangling_deletes: Vec<String>,
+    /// Another engine's equality-delete files: they become position deletes first, and all else waits for the next run.
+    equality_deletes: Vec<String>,
+    /// Manifests that are merged into others; 0 where there are few.
+    merged_manifests: u64,
     expiry: PlannedExpiry,
     orphans: Orphans,
 }
@@ -121,6 +126,8 @@ enum RewriteReason {
     SmallFiles,
     DeletedRows,
     DanglingDeletes,
+    EqualityDeletes,
+    Manifests,
 }
 
 #[derive(ToSchema)]

@@ -4,7 +4,10 @@ use chrono::Utc;
 use indicatif::HumanBytes;
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::error::Problem;
+use lakehouse_core::live::EQUALITY_DELETES;
+use lakehouse_core::planted::Planted;
 use lakehouse_core::schema::TableName;
+use maintenance::clean;
 use maintenance::health::TableHealth;
 use maintenance::view::View;
 use serde::Serialize;
@@ -37,9 +40,22 @@ pub(crate) struct Table {
     #[serde(flatten)]
     #[schema(value_type = shapes::Measures)]
     health: Option<TableHealth>,
+    /// Where it was asked for, and somebody other than the storage itself may look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreferenced: Option<Unreferenced>,
 }
 
-pub(super) async fn run(context: &Context, wanted: Option<&TableName>) -> Result<Exit, Failure> {
+/// Files below a table's folder that no kept snapshot needs, the youngest among them perhaps about to be committed.
+#[derive(Serialize, ToSchema)]
+struct Unreferenced {
+    files: u64,
+    bytes: u64,
+    /// Those that are old enough to be removed.
+    removable_files: u64,
+    removable_bytes: u64,
+}
+
+pub(super) async fn run(context: &Context, wanted: Option<&TableName>, with_files: bool) -> Result<Exit, Failure> {
     let lake = Lake::open(&context.config).await?;
     let tables = match wanted {
         Some(name) => {
@@ -51,7 +67,11 @@ pub(super) async fn run(context: &Context, wanted: Option<&TableName>) -> Result
     };
     let mut answers = Vec::new();
     for table in tables {
-        answers.push(one(&lake, &context.config.maintenance, table).await?);
+        let unreferenced = match with_files {
+            true => unreferenced(&lake, &context.config.maintenance, &table).await?,
+            false => None,
+        };
+        answers.push(Table { unreferenced, ..one(&lake, &context.config.maintenance, table).await? });
     }
     match (context.json, wanted) {
         (true, _) => answer::json(&Answer { tables: answers })?,
@@ -76,8 +96,43 @@ pub(crate) async fn one(lake: &Lake, config: &MaintenanceConfig, table: LoadedTa
         // What another engine has left there is this table's answer, not the end of all others'.
         Err(Problem { code, .. }) => Err(code),
     };
-    let code = measured.as_ref().err().copied().or(drift.then_some(DRIFT));
-    Ok(Table { table: name.to_string(), kind, owner: own.owner, owner_drift: drift, code, health: measured.ok() })
+    let unread = measured.as_ref().is_ok_and(|health| health.equality_delete_files > 0).then_some(EQUALITY_DELETES);
+    let code = measured.as_ref().err().copied().or(unread).or(drift.then_some(DRIFT));
+    Ok(Table {
+        table: name.to_string(),
+        kind,
+        owner: own.owner,
+        owner_drift: drift,
+        code,
+        health: measured.ok(),
+        unreferenced: None,
+    })
+}
+
+/// `None` where only the storage's own service can tell, or where another table's files stand among these.
+async fn unreferenced(
+    lake: &Lake,
+    config: &MaintenanceConfig,
+    table: &LoadedTable,
+) -> Result<Option<Unreferenced>, Failure> {
+    if lake.catalog.removes_files() {
+        return Ok(None);
+    }
+    let mut others = Vec::new();
+    for name in lake.catalog.list(None).await?.into_iter().filter(|name| *name != table.name) {
+        let other = lake.catalog.load(&name, None).await?;
+        others.extend(other.map(|other| other.metadata.location().to_owned()));
+    }
+    let age = config.of(&table.name).settings(Owner::Ours).orphan_age;
+    let orphans = clean::plan(&lake.storage, table, &others, age, Planted::none()).await?;
+    let removable_files = orphans.removable.len() as u64;
+    let removable_bytes: u64 = orphans.removable.iter().map(|orphan| orphan.bytes).sum();
+    Ok(orphans.refused.is_none().then(|| Unreferenced {
+        files: removable_files + orphans.waiting as u64,
+        bytes: removable_bytes + orphans.waiting_bytes,
+        removable_files,
+        removable_bytes,
+    }))
 }
 
 fn print(tables: &[Table]) -> Result<(), Failure> {
@@ -132,6 +187,10 @@ fn print_one(table: &Table) -> Result<(), Failure> {
         measure("debt", HumanBytes(health.debt_bytes).to_string());
         measure("compacted", compacted(health));
         measure("time travel", time_travel(health));
+    }
+    if let Some(Unreferenced { files, bytes, removable_files, removable_bytes }) = table.unreferenced {
+        let (all, old) = (HumanBytes(bytes), HumanBytes(removable_bytes));
+        measure("unreferenced files", format!("{files}, {all}; old enough to go: {removable_files}, {old}"));
     }
     answer::table(["MEASURE", "VALUE"], &rows)
 }

@@ -89,7 +89,13 @@ fn plan(plan: &TablePlan, row: &mut impl FnMut(&str, String)) {
         rewrite.files.iter().for_each(|file| row("", format!("rewrites {file}")));
         rewrite.delete_files.iter().for_each(|file| row("", format!("applies {file}")));
     }
+    plan.equality_deletes
+        .iter()
+        .for_each(|file| row("compaction", format!("turns {file} into position deletes, and the rest waits for it")));
     plan.dangling_deletes.iter().for_each(|file| row("compaction", format!("drops {file}, which has no data file")));
+    if plan.merged_manifests > 0 {
+        row("compaction", format!("merges manifests: {} fewer", plan.merged_manifests));
+    }
     let (expiry, orphans) = (&plan.expiry, &plan.orphans);
     if !expiry.expired.is_empty() {
         row("expiry", format!("{} snapshots leave", expiry.expired.len()));
@@ -144,7 +150,8 @@ fn outcome(plan: &TablePlan, outcome: &Outcome, row: &mut impl FnMut(&str, Strin
         };
         row("compaction", what);
     }
-    let files = outcome.rewrites.iter().filter(|rewrite| rewrite.reason != Reason::DanglingDeletes).count();
+    let of_groups = |reason: Reason| matches!(reason, Reason::SmallFiles | Reason::DeletedRows);
+    let files = outcome.rewrites.iter().filter(|rewrite| of_groups(rewrite.reason)).count();
     let left = plan.rewrites.len().saturating_sub(files);
     if left > 0 {
         row("compaction", format!("{left} groups wait for the budget of the next hour"));

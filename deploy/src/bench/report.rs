@@ -216,7 +216,7 @@ impl Report {
             verdicts(&self.figures, &self.requests).iter().for_each(|line| println!("{line}"));
             println!("{}", followed_verdict(&self.followed));
             maintenance::verdicts(&self.compacted).iter().for_each(|line| println!("{line}"));
-            println!("{}", churn::verdict(&self.churned));
+            churn::verdicts(&self.churned).iter().for_each(|line| println!("{line}"));
             println!("{}", http_read::verdict(self.read.as_ref()));
         }
     }

@@ -5,7 +5,7 @@
 //! Absolute rates say more about the machine than about the product, so every figure is a ratio to a reference that
 //! does nothing with what it reads. Both are whole processes, measured from outside; rounds alternate and the best
 //! counts. Requests per commit are counted, and need no reference; DynamoDB stands beside a client that only fetches,
-//! compaction and reading over HTTP beside DuckDB, and a table that is changed and kept up beside a fresh one.
+//! compaction and reading over HTTP beside DuckDB, and tables that are changed and kept up beside fresh ones.
 //! Everything lives in one temporary folder and in processes that end with this one.
 
 use std::error::Error;
@@ -145,9 +145,10 @@ async fn main() -> ExitCode {
     let followed: Vec<_> = followed.collect();
     let jobs = maintenance::JOBS.into_iter().filter(|job| job.name().contains(&options.filter));
     let jobs: Vec<_> = jobs.collect();
-    let churns = churn::NAME.contains(&options.filter);
+    let works: Vec<_> = churn::WORKS.into_iter().filter(|work| work.name().contains(&options.filter)).collect();
     let reads = http_read::name().contains(&options.filter);
-    if plan.is_empty() && counted.is_empty() && followed.is_empty() && jobs.is_empty() && !churns && !reads {
+    let tables = jobs.is_empty() && works.is_empty() && !reads;
+    if plan.is_empty() && counted.is_empty() && followed.is_empty() && tables {
         eprintln!("bench: no bench contains {:?}", options.filter);
         return ExitCode::from(2);
     }
@@ -173,10 +174,10 @@ async fn main() -> ExitCode {
         let measured = requests::measure(data_files).await;
         count(&requests::name(data_files), measured.map(|requested| report.add_requests(requested)), &mut failures);
     }
-    if churns {
-        let measured = churn::measure(options.rows, options.quick).await;
+    for work in works {
+        let measured = churn::measure(work, options.rows, options.quick).await;
         let add = |all: Vec<_>| all.into_iter().for_each(|churned| report.add_churned(churned));
-        count(churn::NAME, measured.map(add), &mut failures);
+        count(work.name(), measured.map(add), &mut failures);
     }
     report.end();
     ExitCode::from(u8::from(failures > 0))

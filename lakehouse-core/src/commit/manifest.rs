@@ -157,13 +157,7 @@ impl ManifestBuilder<'_> {
     }
 
     async fn merge_data(&self, carried: Vec<ManifestFile>, out: &mut SnapshotManifests) -> Result<(), Problem> {
-        let mut classes: BTreeMap<(i32, u32), Vec<ManifestFile>> = BTreeMap::new();
-        for manifest in carried {
-            let entries = manifest.added_files_count.unwrap_or(1) + manifest.existing_files_count.unwrap_or(0);
-            let class = entries.max(1).ilog(u32::try_from(FAN).expect("a small constant"));
-            classes.entry((manifest.partition_spec_id, class)).or_default().push(manifest);
-        }
-        for ((spec_id, _), manifests) in classes {
+        for ((spec_id, _), manifests) in by_class(carried) {
             if manifests.len() < FAN {
                 out.manifests.extend(manifests);
                 continue;
@@ -312,6 +306,24 @@ impl Entry<'_> {
             Entry::Replaced(old) => writer.add_delete_file(file, old.sequence_number, Some(old.file_sequence_number)),
         }
     }
+}
+
+/// Manifests of data files by partition spec and size class.
+fn by_class(manifests: impl IntoIterator<Item = ManifestFile>) -> BTreeMap<(i32, u32), Vec<ManifestFile>> {
+    let mut classes: BTreeMap<(i32, u32), Vec<ManifestFile>> = BTreeMap::new();
+    for manifest in manifests {
+        let entries = manifest.added_files_count.unwrap_or(1) + manifest.existing_files_count.unwrap_or(0);
+        let class = entries.max(1).ilog(u32::try_from(FAN).expect("a small constant"));
+        classes.entry((manifest.partition_spec_id, class)).or_default().push(manifest);
+    }
+    classes
+}
+
+/// By how many manifests of data files the next commit, whatever it is, leaves fewer. None behind a commit of ours: it is
+/// other engines that leave many.
+pub fn mergeable_manifests(live: &LiveFiles) -> usize {
+    let data = live.manifests.iter().filter(|manifest| holds_data(manifest)).cloned();
+    by_class(data).values().filter(|class| class.len() >= FAN).map(|class| class.len() - 1).sum()
 }
 
 fn by_spec<T>(items: &[T], spec_id: impl Fn(&T) -> i32) -> BTreeMap<i32, Vec<&T>> {

@@ -22,7 +22,7 @@ use super::{ATTEMPTS, FIRST_PAUSE, FileChange, LONGEST_PAUSE, OLDEST_FILE, new_s
 use crate::catalog::{Catalog, LoadedTable, Swap};
 use crate::error::Problem;
 use crate::foreign::check_foreign;
-use crate::live::LiveFiles;
+use crate::live::{EQUALITY_DELETES, LiveFiles};
 use crate::planted::{Bug, Planted};
 use crate::read::deleted_rows;
 use crate::row_map::RowMap;
@@ -115,7 +115,12 @@ impl Maintainer {
                 return Ok(Replaced::Overtaken("another worker has taken over since the plan"));
             }
             check_foreign(&self.storage, &head).await?;
-            let live = LiveFiles::load(&self.storage, &head, head.snapshot_id()).await?;
+            let live = match LiveFiles::load(&self.storage, &head, head.snapshot_id()).await {
+                Err(problem) if problem.code == EQUALITY_DELETES => {
+                    return Ok(Replaced::Overtaken("another engine has written equality deletes since the plan"));
+                }
+                loaded => loaded?,
+            };
             // The planted bug forwards on the look of the plan, and swaps with the token of a later one.
             let early = match self.planted.is(Bug::ForwardEarly) {
                 true => Some(LiveFiles::load(&self.storage, table, table.snapshot_id()).await?),

@@ -133,7 +133,12 @@ fn add_counts(summary: &mut HashMap<String, String>, base: &LoadedTable, change:
     set("added-position-delete-files", change.deletes.len() as u64);
     set("added-position-deletes", records(&change.deletes));
     set("removed-delete-files", change.replaced_deletes.len() as u64);
-    set("removed-position-delete-files", change.replaced_deletes.len() as u64);
+    let equality = change.replaced_deletes.iter().filter_map(|path| live.deletes.get(path));
+    let equality: Vec<u64> =
+        equality.filter(|delete| delete.is_equality()).map(|delete| delete.file.record_count()).collect();
+    set("removed-position-delete-files", (change.replaced_deletes.len() - equality.len()) as u64);
+    set("removed-equality-delete-files", equality.len() as u64);
+    set("removed-equality-deletes", equality.iter().sum());
     set("removed-position-deletes", live.deleted_positions(&change.replaced_deletes));
     let added_bytes: u64 = change.added.iter().chain(&change.deletes).map(|new| new.file.file_size_in_bytes()).sum();
     set("added-files-size", added_bytes);

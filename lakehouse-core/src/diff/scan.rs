@@ -7,7 +7,6 @@ use arrow_array::RecordBatch;
 use super::PAST;
 use crate::compare::Side;
 use crate::error::Problem;
-use crate::live::LiveFile;
 use crate::read::{FileRows, Projection, Rows, TableReader};
 use crate::storage::Storage;
 
@@ -26,7 +25,7 @@ impl<'a> Scan<'a> {
         for path in past.files() {
             match (&past.live.data[path], present.live.data.get(path)) {
                 (_, None) => scan.past.push((path, Rows::Except(past.deleted(path)?))),
-                (then, Some(now)) if same_deletes(then, now) => {}
+                (then, Some(now)) if then.has_deletes_of(now) => {}
                 _ => {
                     let (then, now) = (past.deleted(path)?, present.deleted(path)?);
                     scan.past.extend(only(path, &now - &then));
@@ -55,16 +54,6 @@ impl<'a> Scan<'a> {
         }
         Ok(())
     }
-}
-
-/// A file's own rows never change, so the same delete files leave the same rows.
-fn same_deletes(then: &LiveFile, now: &LiveFile) -> bool {
-    let sorted = |file: &LiveFile| {
-        let mut deletes = file.deletes.clone();
-        deletes.sort_unstable();
-        deletes
-    };
-    sorted(then) == sorted(now)
 }
 
 fn only(path: &str, rows: RoaringBitmap) -> Option<(&str, Rows)> {

@@ -24,7 +24,7 @@ pub(super) fn count(inventory: &Inventory, table: &LoadedTable) -> Counted {
     for kept in &inventory.snapshots {
         counting.step(kept);
     }
-    counting.note_dangling(table);
+    counting.look_at_head(table);
     let (whole, all) = (counting.whole, inventory.snapshots.len());
     let snapshots = match all - whole {
         0 => format!("{all} snapshots"),
@@ -174,13 +174,17 @@ impl<'a> Counting<'a> {
         }
     }
 
-    fn note_dangling(&mut self, table: &LoadedTable) {
+    /// Deletes that are without effect, or that every reader pays for. What is behind the head is paid for by nobody.
+    fn look_at_head(&mut self, table: &LoadedTable) {
         let inventory = self.inventory;
         let Some(live) = inventory.head(table).and_then(|head| inventory.live_in(head)) else {
             return;
         };
         for number in live {
             let file = inventory.file(number);
+            if file.content == DataContentType::EqualityDeletes {
+                self.deletes.fail(format!("{}: an equality delete file", file.path));
+            }
             let referenced = file.delete.as_ref().and_then(|delete| delete.referenced.as_ref());
             let data = referenced.and_then(|path| inventory.number_of(path));
             if referenced.is_some() && data.is_none_or(|data| self.times[data as usize] == 0) {

@@ -14,7 +14,7 @@ use crate::storage::Storage;
 
 /// Goes on with what counting has found.
 pub(super) async fn check(storage: &Storage, inventory: &Arc<Inventory>, mut findings: Findings) -> Check {
-    let is_delete = |file: &FileFacts| file.live && file.content != DataContentType::Data;
+    let is_delete = |file: &FileFacts| file.live && file.content == DataContentType::PositionDeletes;
     let count = for_each(storage, inventory, is_delete, &mut findings, |storage, inventory, file| {
         let faults = faults(storage, inventory, file);
         faults.into_iter().map(|fault| format!("{}: {fault}", file.path)).collect()
@@ -24,9 +24,6 @@ pub(super) async fn check(storage: &Storage, inventory: &Arc<Inventory>, mut fin
 }
 
 fn faults(storage: &Storage, inventory: &Inventory, file: &FileFacts) -> Vec<String> {
-    if file.content == DataContentType::EqualityDeletes {
-        return vec!["an equality delete file".to_owned()];
-    }
     if file.format != DataFileFormat::Parquet {
         return vec![format!("a delete file in {}", file.format)];
     }

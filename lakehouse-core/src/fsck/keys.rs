@@ -186,9 +186,11 @@ fn live_files<'a>(inventory: &'a Inventory, head: &KeptSnapshot) -> Option<LiveD
                 let live = LiveFile {
                     spec_id: 0,
                     partition: Struct::empty(),
+                    sequence_number: file.sequence_number,
                     records: file.records,
                     bytes: file.bytes,
                     deletes: Vec::new(),
+                    equality: None,
                 };
                 data.insert(&*file.path, (file, live));
             }

@@ -48,18 +48,18 @@ impl Mirror {
     async fn follow_all(&mut self, from: i64, target: i64) -> Result<bool, Problem> {
         let table = self.table.loaded.clone();
         let mut stands_at = from;
-        let mut before = LiveFiles::load(&self.storage, &table, Some(from)).await?;
+        let mut before = LiveFiles::load_as_left(&self.storage, &table, Some(from)).await?;
         for Followed { snapshot_id, map } in rewrites_on_the_way(&self.storage, &table, from, target).await {
             let parent = find_snapshot(&table, snapshot_id)?.parent_snapshot_id().unwrap_or(from);
             if parent != stands_at {
-                let after = LiveFiles::load(&self.storage, &table, Some(parent)).await?;
+                let after = LiveFiles::load_as_left(&self.storage, &table, Some(parent)).await?;
                 if !self.follow(&before, &after, parent)? {
                     return Ok(false);
                 }
             }
             let followed = self.index.follow_rewrite(snapshot_id, &map);
             followed.map_err(|error| index_problem(&self.table, &error))?;
-            before = LiveFiles::load(&self.storage, &table, Some(snapshot_id)).await?;
+            before = LiveFiles::load_as_left(&self.storage, &table, Some(snapshot_id)).await?;
             stands_at = snapshot_id;
         }
         if stands_at == target {
@@ -114,7 +114,7 @@ impl Mirror {
         for (path, file) in after {
             let Some(old) = before.data.get(path) else { continue };
             let Some(number) = self.index.number_of(path) else { return Ok(false) };
-            if old.deletes == file.deletes {
+            if old.has_deletes_of(file) {
                 continue;
             }
             let (was, is) = (deleted_rows(&self.storage, path, old)?, deleted_rows(&self.storage, path, file)?);

@@ -277,6 +277,15 @@ impl ForeignEngine {
 }
 
 /// A program of `deploy/readers`, run by the interpreter of the virtual environment that the engine is in.
+/// What starts a program of `deploy/readers` for an engine: its python, and the program's file.
+#[must_use]
+pub fn program(engine: Engine, program: &str) -> [String; 2] {
+    let command = python(engine, program);
+    let text = |part: &std::ffi::OsStr| part.to_str().expect("paths of tests are text").to_owned();
+    let file = command.as_std().get_args().last().expect("the program's file");
+    [text(command.as_std().get_program()), text(file)]
+}
+
 pub(crate) fn python(engine: Engine, program: &str) -> Command {
     let interpreter = match std::env::var_os("LAKEHOUSE_SPARK") {
         // Its library and Sail's client for it exclude each other.

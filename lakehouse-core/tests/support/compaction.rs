@@ -76,7 +76,8 @@ impl Compaction {
         }
         let group = Group { reason: Reason::SmallFiles, files };
         let targets = Targets { file_bytes: [1, 1 << 20][rng.usize(..2)], ..Targets::default() };
-        let rewrite = tokio::task::block_in_place(|| compact::rewrite(storage, &view, &group, &targets))?;
+        let planted = self.maintainer.planted;
+        let rewrite = tokio::task::block_in_place(|| compact::rewrite(storage, &view, &group, &targets, planted))?;
         Ok(Some((view.table, rewrite)))
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(unreachable_pub, reason = "shared by the tests beside it, and by nothing else")]
 
+pub mod foreign;
 pub mod objects;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -15,7 +16,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use iceberg::spec::{
-    NestedField, PrimitiveType, Schema, SnapshotReference, SnapshotRetention, Struct, TableMetadata, Type,
+    DataFile, NestedField, PrimitiveType, Schema, SnapshotReference, SnapshotRetention, Struct, TableMetadata, Type,
 };
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, SqliteCatalog, Swap};
@@ -308,6 +309,15 @@ impl Story {
             self.writer.committer.commit(&mut self.writer.table, advance(change, BTreeMap::new(), to)).await;
         committed.unwrap_or_else(|problem| panic!("{} {problem}", problem.code));
         self.reopen().await;
+    }
+
+    /// A commit of another engine, by which these rows come or change and these keys go.
+    pub async fn foreign(&mut self, files: Vec<DataFile>, put: &[(i64, i64)], gone: &[i64]) {
+        foreign::commit(&self.lake, files).await;
+        self.rows.extend(put.iter().copied());
+        self.rows.retain(|key, _| !gone.contains(key));
+        let number = self.lake.load().await.metadata.last_sequence_number();
+        self.oracle.0.insert(number, self.rows.clone());
     }
 
     /// Inserts or updates keys, with a value that no commit has written before; returns the snapshot.
