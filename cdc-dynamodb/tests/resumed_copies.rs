@@ -212,8 +212,8 @@ async fn a_copy_whose_columns_have_changed_begins_anew() {
 async fn keys_stand_in_the_tables_properties_alone() {
     let service = service(500);
     let lake = lake(&service);
-    let progress = copy_and_kill(&lake, 2).await;
-    let resume: Value = serde_json::from_str(&progress.resume.expect("keys")).expect("JSON");
+    let resume = copy_and_kill(&lake, 2).await.resume.expect("keys");
+    let resume: Value = serde_json::from_str(&resume).expect("JSON");
     let keys = resume["open"].as_object().expect("segments").values().filter(|key| !key.is_null());
     assert!(keys.clone().count() >= 1 && keys.clone().all(|key| key["id"]["S"].is_string()), "{resume}");
     let mut running = lake.start();
