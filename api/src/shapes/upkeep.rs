@@ -284,11 +284,12 @@ mod tests {
 
     #[test]
     fn words_are_those_of_what_they_stand_for() {
+        use Reason::{DanglingDeletes, DeletedRows, EqualityDeletes, Manifests, SmallFiles};
         use runs::Operation::{Cleaning, Compaction, Expiry, Planning};
         let words = |schema: RefOr<Schema>| serde_json::to_value(schema).unwrap()["enum"].clone();
         let operations = [Compaction, Expiry, Cleaning, Planning];
         assert_eq!(words(StepOperation::schema()), json!(operations));
-        let reasons = [Reason::SmallFiles, Reason::DeletedRows, Reason::DanglingDeletes];
+        let reasons = [SmallFiles, DeletedRows, DanglingDeletes, EqualityDeletes, Manifests];
         assert_eq!(words(RewriteReason::schema()), json!(reasons));
     }
 }
