@@ -689,6 +689,18 @@ async fn probes_and_metrics_have_an_address_of_their_own() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(!metrics.contains("lakehouse_quarantine_rows{"), "a table without a quarantine: {metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_the_rows_of_each_quarantine_as_the_status_has_them() {
+    let installation = lake::with_quarantine("[api]\nallow_anonymous = true\n", &[7, 8, 9]).await;
+    let service = Service::start(&installation).await;
+    let scraped = exchange("GET", &format!("{}/metrics", service.metrics), &[], "").await.expect("metrics");
+    let line = "lakehouse_quarantine_rows{pipeline=\"app\",table=\"app.orders\"} 3\n";
+    assert!(text(&scraped).contains(line), "{}", text(&scraped));
+    let status = installation.ask(&["status"]);
+    assert_eq!(status["pipelines"][0]["tables"][0]["quarantined"], json!(3), "{status}");
 }
 
 /// The entries of an audit trail, and their text.
