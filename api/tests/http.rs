@@ -49,10 +49,12 @@ const ROUTES: [&str; 7] = [
 
 /// What is shown of the caller, pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
 /// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
-const OPERATING: [(&str, &str, &str, [u16; 3]); 22] = [
+const OPERATING: [(&str, &str, &str, [u16; 3]); 24] = [
     ("GET", "/v1/me", "", [200, 200, 200]),
     ("GET", "/v1/tables/app/orders/history", "", [200, 200, 403]),
     ("POST", "/v1/tables/app/orders/rows:query", "{}", [200, 200, 403]),
+    ("GET", "/v1/tables/app/orders/quarantine", "", [200, 200, 403]),
+    ("POST", "/v1/tables/app/orders/quarantine:replay", r#"{"reason":"test"}"#, [403, 404, 403]),
     ("GET", "/v1/pipelines", "", [200, 200, 200]),
     ("GET", "/v1/pipelines/app", "", [200, 200, 200]),
     ("GET", "/v1/operations", "", [200, 200, 200]),
