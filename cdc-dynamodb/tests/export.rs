@@ -174,7 +174,9 @@ fn lose_shards(service: &DynamoDb) {
     (0..10).for_each(|number| put(service, number * 3, 2));
 }
 
-const LOSSES: [(&str, fn(&DynamoDb)); 2] = [("trimmed", lose), ("vanished", lose_shards)];
+type Loss = fn(&DynamoDb);
+
+const LOSSES: [(&str, Loss); 2] = [("trimmed", lose), ("vanished", lose_shards)];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gap_that_a_start_finds_is_closed_by_an_incremental_export() {
@@ -331,6 +333,28 @@ async fn a_table_that_was_left_for_its_gap_comes_back_when_the_policy_changes() 
     let mut running = lake.start();
     until_equal(&lake, &mut running, service).await;
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_stream_is_no_gap_that_an_export_closes() {
+    let going = going(Habits::default());
+    let service = &*going.service;
+    (0..20).for_each(|number| put(service, number, 0));
+    let mut lake = lake(service);
+    lake.source.settings.on_gap = OnGap::IncrementalExport;
+    let mut running = lake.start();
+    until_equal(&lake, &mut running, service).await;
+    running.stop().await;
+    let before = mirror(&lake).await;
+    service.disable_stream(TABLE);
+    (0..10).for_each(|number| put(service, number, 1));
+    service.enable_stream(TABLE, View::NewAndOldImages, 2);
+    let mut running = lake.start();
+    let code = async || lake.cut().await.and_then(|cut| cut.left.get(TABLE).map(|left| left.code.clone()));
+    lake.until("the table has left", &mut running, async || (code().await.is_some(), String::new())).await;
+    assert_eq!(code().await.as_deref(), Some("IDENTITY"));
+    running.stop().await;
+    assert_eq!((mirror(&lake).await, service.calls(Operation::ExportTableToPointInTime)), (before, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
