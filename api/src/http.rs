@@ -29,6 +29,7 @@ mod pipelines;
 mod plans;
 mod preconditions;
 mod problem;
+mod quarantine;
 mod rollbacks;
 mod routes;
 mod rows;

@@ -4,6 +4,7 @@
 mod open;
 mod point;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -147,6 +148,22 @@ impl Lake {
             Some(quarantine) => Ok(self.rows(&quarantine).await),
             None => Ok(None),
         }
+    }
+
+    /// A pipeline's mirrors that have a quarantine, each with the rows there, as far as they can be counted.
+    pub(crate) async fn quarantines(&self, namespace: &str, source: &str) -> Result<Vec<(TableName, u64)>, Failure> {
+        let names: BTreeSet<TableName> = self.names(Some(namespace)).await?.into_iter().collect();
+        let mut found = Vec::new();
+        for mirror in names.iter().filter(|name| names.contains(&name.quarantine())) {
+            let quarantine =
+                self.catalog.load(&mirror.quarantine(), None).await?.filter(|table| {
+                    kind(table) == Kind::Quarantine && table.property(properties::SOURCE) == Some(source)
+                });
+            if let Some(quarantine) = quarantine {
+                found.extend(self.rows(&quarantine).await.map(|rows| (mirror.clone(), rows)));
+            }
+        }
+        Ok(found)
     }
 
     /// Live rows of the current snapshot; `None` if that cannot be told. Our totals say it. Another engine's count what it

@@ -16,6 +16,7 @@ mod loopback;
 mod nearest;
 mod operate;
 mod progress;
+mod quarantined;
 mod roles;
 mod rows;
 mod shapes;

@@ -49,10 +49,12 @@ const ROUTES: [&str; 7] = [
 
 /// What is shown of the caller, pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
 /// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
-const OPERATING: [(&str, &str, &str, [u16; 3]); 22] = [
+const OPERATING: [(&str, &str, &str, [u16; 3]); 24] = [
     ("GET", "/v1/me", "", [200, 200, 200]),
     ("GET", "/v1/tables/app/orders/history", "", [200, 200, 403]),
     ("POST", "/v1/tables/app/orders/rows:query", "{}", [200, 200, 403]),
+    ("GET", "/v1/tables/app/orders/quarantine", "", [200, 200, 403]),
+    ("POST", "/v1/tables/app/orders/quarantine:replay", r#"{"reason":"test"}"#, [403, 404, 403]),
     ("GET", "/v1/pipelines", "", [200, 200, 200]),
     ("GET", "/v1/pipelines/app", "", [200, 200, 200]),
     ("GET", "/v1/operations", "", [200, 200, 200]),
@@ -689,6 +691,18 @@ async fn probes_and_metrics_have_an_address_of_their_own() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(!metrics.contains("lakehouse_quarantine_rows{"), "a table without a quarantine: {metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_the_rows_of_each_quarantine_as_the_status_has_them() {
+    let installation = lake::with_quarantine("[api]\nallow_anonymous = true\n", &[7, 8, 9]).await;
+    let service = Service::start(&installation).await;
+    let scraped = exchange("GET", &format!("{}/metrics", service.metrics), &[], "").await.expect("metrics");
+    let line = "lakehouse_quarantine_rows{pipeline=\"app\",table=\"app.orders\"} 3\n";
+    assert!(text(&scraped).contains(line), "{}", text(&scraped));
+    let status = installation.ask(&["status"]);
+    assert_eq!(status["pipelines"][0]["tables"][0]["quarantined"], json!(3), "{status}");
 }
 
 /// The entries of an audit trail, and their text.

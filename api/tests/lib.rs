@@ -18,6 +18,7 @@ mod live;
 mod maintenance;
 mod openapi;
 mod operate_http;
+mod quarantine_http;
 mod resync;
 mod rollback;
 mod s3_tables;

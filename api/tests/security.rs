@@ -50,7 +50,7 @@ struct Route {
 const REASON: &str = r#"{"reason":"test"}"#;
 
 #[rustfmt::skip]
-const ROUTES: [Route; 36] = [
+const ROUTES: [Route; 38] = [
     Route { method: "GET", path: "/livez", target: "/livez", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/readyz", target: "/readyz", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/metrics", target: "/metrics", body: "", callers: Everybody, status: [200, 200] },
@@ -69,6 +69,8 @@ const ROUTES: [Route; 36] = [
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/rows", target: "/v1/tables/app/orders/rows", body: "", callers: Readers, status: [200, 403] },
     Route { method: "POST", path: "/v1/tables/{namespace}/{table}/rows:query", target: "/v1/tables/app/orders/rows:query", body: "{}", callers: Readers, status: [200, 403] },
     Route { method: "GET", path: "/v1/tables/{namespace}/{table}/diff", target: "/v1/tables/app/orders/diff?from=main&to=main", body: "", callers: Readers, status: [200, 403] },
+    Route { method: "GET", path: "/v1/tables/{namespace}/{table}/quarantine", target: "/v1/tables/app/orders/quarantine", body: "", callers: Readers, status: [200, 403] },
+    Route { method: "POST", path: "/v1/tables/{namespace}/{table}/quarantine:replay", target: "/v1/tables/app/orders/quarantine:replay", body: REASON, callers: Operators, status: [404, 403] },
     Route { method: "GET", path: "/v1/pipelines", target: "/v1/pipelines", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/pipelines/{pipeline}", target: "/v1/pipelines/app", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/operations", target: "/v1/operations", body: "", callers: Readers, status: [200, 200] },

@@ -30,18 +30,20 @@ pub(crate) struct ReplayedItem {
     pub(crate) item: Item,
 }
 
-/// What is asked for of a table that is followed from `lanes`; `None` where nothing is, or it has been done.
+/// The lane of what is asked for of a table that is followed from `lanes`; `None` where nothing is, or it has been done.
+pub(crate) fn lane_wanted(lakehouse: &Lakehouse, table: &str, lanes: &TableLanes) -> Option<String> {
+    let lane = lakehouse.replay_requested(table)?.lane();
+    (!lanes.lanes.contains_key(&lane)).then_some(lane)
+}
+
+/// The changes of that lane.
 pub(crate) async fn wanted(
     lakehouse: &Lakehouse,
     items: &ItemSchema,
     lanes: &TableLanes,
 ) -> Result<Option<Replay>, Problem> {
     let table = &items.table().source;
-    let Some(request) = lakehouse.replay_requested(table) else { return Ok(None) };
-    let lane = request.lane();
-    if lanes.lanes.contains_key(&lane) {
-        return Ok(None);
-    }
+    let Some(lane) = lane_wanted(lakehouse, table, lanes) else { return Ok(None) };
     let key_columns = |keys: &[&str]| key_columns(items, keys);
     let standing = lakehouse.standing_in_quarantine(table, &lane, &key_columns).await?;
     let (count, mut rows) = (standing.len(), items.builder());

@@ -155,14 +155,15 @@ impl<'a> Start<'a> {
         // Each copy may take the number of a boundary for itself.
         let reached = Position::new(lakehouse.highest_position().offset() + copies.len() as u64);
         let reached = kept.as_ref().map_or(reached, |kept| reached.max(kept.position()));
-        let mut replays = BTreeMap::new();
-        // Not beside a copy: what is kept of the streams meanwhile holds what they say, and nothing else.
-        for captured in tables.iter().filter(|_| copies.is_empty()) {
+        let (mut replays, mut replay_waits) = (BTreeMap::new(), None);
+        for captured in &tables {
             let name = &captured.table.name;
             let Some(lanes) = lakehouse.resume_lanes(name).filter(|_| !gaps.contains_key(name)) else { continue };
             let own = BTreeMap::from([(name.clone(), Arc::clone(&lanes))]);
-            if kept.as_ref().is_some_and(|kept| !kept.is_said(&own)) {
-                // It may be newer than what the lake holds, and comes first: the next start looks again.
+            // Not beside a copy: what is kept of the streams meanwhile holds what they say, and nothing else. And what is
+            // kept may be newer than what the lake holds, so it comes first.
+            if !copies.is_empty() || kept.as_ref().is_some_and(|kept| !kept.is_said(&own)) {
+                replay_waits = replay_waits.or_else(|| replay::lane_wanted(&lakehouse, name, &lanes).map(|_| name));
                 continue;
             }
             match replay::wanted(&lakehouse, &captured.items, &lanes).await {
@@ -172,6 +173,8 @@ impl<'a> Start<'a> {
                 wanted => replays.extend(wanted?.map(|replay| (name.clone(), replay))),
             }
         }
+        // A start would begin what closes a gap anew.
+        let replay_waits = replay_waits.filter(|_| gaps.is_empty());
         let mut follow = |captured: &Captured| {
             let name = &captured.table.name;
             let copied = copies.iter().find(|copy| copy.captured.table.name == *name);
@@ -222,6 +225,9 @@ impl<'a> Start<'a> {
             let settings = SpoolSettings { folder: &spool, boundary: source.pace.copy_chunk };
             let copied = copy_all(source, &clients, &mismatches, &mut lakehouse, copies, observer);
             stream.during(settings, begun, copied).await?;
+        }
+        if let Some(table) = replay_waits {
+            stream.source().start_again_for_replay(table);
         }
         lakehouse.mark_left().await?;
         Ok((stream, lakehouse))

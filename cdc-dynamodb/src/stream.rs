@@ -90,13 +90,13 @@ pub(crate) struct DynamodbStream {
     eager_listing: Duration,
     /// The clock of `lineage.rs` and `tips.rs`.
     started: Instant,
-    resync: Resync,
+    restart: Restart,
 }
 
-/// A table that is to be copied anew: once a cut says that it has left, this incarnation ends, and the next one copies it.
-struct Resync {
-    /// The table, and the boundary whose cut says so.
-    of: Option<(Arc<str>, u64)>,
+/// What only a start can do. Once a cut holds a boundary this incarnation ends, and the next one does it.
+struct Restart {
+    /// The boundary, and what this incarnation ends with.
+    at: Option<(u64, Problem)>,
     /// A cut has been written.
     moved: Notify,
 }
@@ -136,10 +136,21 @@ impl DynamodbStream {
         let (next, started) = (reached.offset() + 1, Instant::now());
         let (events, linger, eager_listing) = (VecDeque::new(), pace.linger, pace.eager_listing);
         let durable = AtomicU64::new(reached.offset());
-        let resync = Resync { of: None, moved: Notify::new() };
+        let restart = Restart { at: None, moved: Notify::new() };
         let pending_since = None;
-        let mut stream =
-            Self { shared, told, tables, events, next, durable, pending_since, linger, eager_listing, started, resync };
+        let mut stream = Self {
+            shared,
+            told,
+            tables,
+            events,
+            next,
+            durable,
+            pending_since,
+            linger,
+            eager_listing,
+            started,
+            restart,
+        };
         let names: Vec<Arc<str>> = stream.tables.keys().cloned().collect();
         names.iter().for_each(|name| stream.follow(name));
         replays.into_iter().for_each(|(table, replay)| stream.replay(&table, replay));
@@ -361,8 +372,16 @@ impl DynamodbStream {
         });
         self.tell_boundary();
         if resync && problem.code == "GAP" {
-            self.resync.of.get_or_insert((Arc::clone(table), self.next - 1));
+            // Once a cut says that it has left.
+            let left = || Problem::retry("GAP", &**table, "the table has left the cut and is copied anew");
+            self.restart.at.get_or_insert_with(|| (self.next - 1, left()));
         }
+    }
+
+    /// A replay of a quarantine waits for what was said until now: the next start finds all of that in the lake.
+    pub(crate) fn start_again_for_replay(&mut self, table: &str) {
+        let due = || Problem::retry("REPLAY_DUE", table, "a replay of the quarantine is due, which a start does");
+        self.restart.at.get_or_insert_with(|| (self.next, due()));
     }
 
     fn is_full(&self) -> bool {
@@ -370,14 +389,10 @@ impl DynamodbStream {
     }
 }
 
-impl Resync {
-    fn check(&self, durable: &AtomicU64) -> Result<(), Problem> {
-        match &self.of {
-            Some((table, boundary)) if durable.load(Ordering::Relaxed) >= *boundary => {
-                Err(Problem::retry("GAP", &**table, "the table has left the cut and is copied anew"))
-            }
-            _ => Ok(()),
-        }
+impl Restart {
+    fn check(&mut self, durable: &AtomicU64) -> Result<(), Problem> {
+        let durable = durable.load(Ordering::Relaxed);
+        self.at.take_if(|(boundary, _)| *boundary <= durable).map_or(Ok(()), |(_, problem)| Err(problem))
     }
 }
 
@@ -521,7 +536,7 @@ impl ChangeSource for DynamodbStream {
             tokio::select! {
                 biased;
                 () = linger => self.flush(),
-                () = self.resync.moved.notified(), if self.resync.of.is_some() => self.resync.check(&self.durable)?,
+                () = self.restart.moved.notified(), if self.restart.at.is_some() => self.restart.check(&self.durable)?,
                 told = self.told.recv() => {
                     let told = told.expect("the stream holds a sender itself");
                     self.take(told)?;
@@ -533,6 +548,6 @@ impl ChangeSource for DynamodbStream {
     /// A stream keeps its records for a day, whoever has read them: there is nothing to tell it.
     fn acknowledge(&self, durable: &DurablePosition) {
         self.durable.store(durable.get().offset(), Ordering::Relaxed);
-        self.resync.moved.notify_one();
+        self.restart.moved.notify_one();
     }
 }

@@ -1,6 +1,7 @@
 //! Exports of point-in-time recovery, from the request to the files, against the simulator of the service: the copy by a
 //! full one, and gaps of the stream that incremental ones close.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -148,24 +149,38 @@ async fn until_equal(lake: &Lake, running: &mut Running, service: &DynamoDb) {
     .await;
 }
 
+/// The keys that the source no longer has behind a loss.
+const DELETED: std::ops::Range<u64> = 30..40;
+
+fn change(service: &DynamoDb) {
+    (0..30).for_each(|number| put(service, number, 1));
+    DELETED.for_each(|number| service.delete(TABLE, &json!({"id": {"S": format!("u{number}")}})));
+}
+
 /// Changes that the stream has lost by the time anybody reads it.
 fn lose(service: &DynamoDb) {
-    (0..30).for_each(|number| put(service, number, 1));
-    (30..40).for_each(|number| service.delete(TABLE, &json!({"id": {"S": format!("u{number}")}})));
+    change(service);
     service.trim(TABLE);
     (0..10).for_each(|number| put(service, number * 3, 2));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gap_that_a_start_finds_is_closed_by_an_incremental_export() {
-    for loses in [lose as fn(&DynamoDb), |service| {
-        // The shard that was being read has ended and gone.
-        (0..30).for_each(|number| put(service, number, 1));
-        let shard = service.open_shards(TABLE)[0].clone();
+/// The same, as every shard that was being read has ended and gone.
+fn lose_shards(service: &DynamoDb) {
+    change(service);
+    for shard in service.open_shards(TABLE) {
         service.roll(TABLE, &shard);
         service.vanish(TABLE, &shard);
-        (0..5).for_each(|number| put(service, number, 2));
-    }] {
+    }
+    (0..10).for_each(|number| put(service, number * 3, 2));
+}
+
+type Loss = fn(&DynamoDb);
+
+const LOSSES: [(&str, Loss); 2] = [("trimmed", lose), ("vanished", lose_shards)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_a_start_finds_is_closed_by_an_incremental_export() {
+    for (_, loses) in LOSSES {
         let going = going(Habits { export_looks: 2, ..Habits::default() });
         let service = &*going.service;
         (0..60).for_each(|number| put(service, number, 0));
@@ -195,6 +210,62 @@ async fn a_gap_that_a_start_finds_is_closed_by_an_incremental_export() {
             history.iter().any(|change| change.lane.starts_with("export/")),
             "the history has the export's changes"
         );
+    }
+}
+
+/// What each policy makes of either loss. The source is the judge, also of what it no longer has.
+#[tokio::test(flavor = "multi_thread")]
+async fn either_loss_halts_the_table_or_is_repaired_as_the_policy_says() {
+    for (loss, loses) in LOSSES {
+        for on_gap in [OnGap::Fail, OnGap::IncrementalExport, OnGap::Resync] {
+            eprintln!("{loss}, {on_gap:?}");
+            let going = going(Habits::default());
+            let service = &*going.service;
+            let mut lake = lake(service);
+            lake.source.settings.on_gap = on_gap;
+            lake.source.pace.listing_lag = Duration::from_millis(300);
+            let mut running = lake.start();
+            // Twice each: so every shard is read to its last record.
+            for version in [0, 9] {
+                (0..60).for_each(|number| put(service, number, version));
+                until_equal(&lake, &mut running, service).await;
+            }
+            running.stop().await;
+            let before = mirror(&lake).await;
+            let reached: BTreeMap<String, String> =
+                service.records(TABLE).into_iter().map(|record| (record.shard, record.sequence)).collect();
+            loses(service);
+            let mut running = lake.start();
+            match on_gap {
+                OnGap::Fail => {
+                    let left = async || lake.cut().await.and_then(|cut| cut.left.get(TABLE).cloned());
+                    lake.until("the gap is told", &mut running, async || (left().await.is_some(), String::new())).await;
+                    let left = left().await.expect("it was waited for");
+                    assert_eq!(left.code, "GAP", "{loss}: {left:?}");
+                    let told = |(shard, sequence): (&String, &String)| {
+                        left.reason.contains(shard.as_str())
+                            && left.reason.contains(&format!("read up to {};", sequence.trim_start_matches('0')))
+                    };
+                    assert!(reached.iter().any(told), "{loss}: shard and last number: {left:?} {reached:?}");
+                    assert!(left.reason.contains("last read to its tip: 0 h "), "{loss}: its age: {left:?}");
+                    assert_eq!(mirror(&lake).await, before, "{loss}: something was written across the gap");
+                }
+                OnGap::IncrementalExport => {
+                    until_equal(&lake, &mut running, service).await;
+                    let history = lake.history(TABLE, "id").await;
+                    let deleted: BTreeSet<String> = history
+                        .into_iter()
+                        .filter(|change| change.lane.starts_with("export/") && change.operation == "delete")
+                        .map(|change| change.key)
+                        .collect();
+                    assert_eq!(deleted, DELETED.map(|number| format!("u{number}")).collect(), "{loss}");
+                }
+                OnGap::Resync => until_equal(&lake, &mut running, service).await,
+            }
+            let exports = service.calls(Operation::ExportTableToPointInTime);
+            assert_eq!(exports > 0, on_gap == OnGap::IncrementalExport, "{loss}, {on_gap:?}: {exports} exports");
+            running.stop().await;
+        }
     }
 }
 
@@ -265,6 +336,28 @@ async fn a_table_that_was_left_for_its_gap_comes_back_when_the_policy_changes() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_stream_is_no_gap_that_an_export_closes() {
+    let going = going(Habits::default());
+    let service = &*going.service;
+    (0..20).for_each(|number| put(service, number, 0));
+    let mut lake = lake(service);
+    lake.source.settings.on_gap = OnGap::IncrementalExport;
+    let mut running = lake.start();
+    until_equal(&lake, &mut running, service).await;
+    running.stop().await;
+    let before = mirror(&lake).await;
+    service.disable_stream(TABLE);
+    (0..10).for_each(|number| put(service, number, 1));
+    service.enable_stream(TABLE, View::NewAndOldImages, 2);
+    let mut running = lake.start();
+    let code = async || lake.cut().await.and_then(|cut| cut.left.get(TABLE).map(|left| left.code.clone()));
+    lake.until("the table has left", &mut running, async || (code().await.is_some(), String::new())).await;
+    assert_eq!(code().await.as_deref(), Some("IDENTITY"));
+    running.stop().await;
+    assert_eq!((mirror(&lake).await, service.calls(Operation::ExportTableToPointInTime)), (before, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn validation_finds_that_recovery_is_off_where_exports_are_wanted() {
     let going = going(Habits::default());
     going.service.point_in_time_recovery(TABLE, false);
@@ -305,7 +398,6 @@ async fn a_bridge_that_is_killed_begins_anew_and_ends_well() {
     until_equal(&lake, &mut running, service).await;
     running.stop().await;
     let history = lake.history(TABLE, "id").await;
-    let places: std::collections::BTreeSet<_> =
-        history.iter().map(|change| (change.lane.clone(), change.offset.clone())).collect();
+    let places: BTreeSet<_> = history.iter().map(|change| (change.lane.clone(), change.offset.clone())).collect();
     assert_eq!(places.len(), history.len(), "a change stands twice in the history");
 }

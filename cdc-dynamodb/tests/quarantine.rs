@@ -459,12 +459,12 @@ async fn a_copy_that_dies_at_any_commit_ends_with_each_item_once() {
 }
 
 /// What `lakehouse resync` does.
-async fn request_resync(lake: &Lake) {
-    let mirror = TableName::new(PIPELINE, TABLE);
+async fn request_resync(lake: &Lake, table: &str) {
+    let mirror = TableName::new(PIPELINE, table);
     let names = vec![mirror.quarantine(), mirror.history(), mirror];
     let control = Control::open(Arc::new(lake.catalog()), Storage::local(), PIPELINE).await;
     let mut control = control.expect("a control table");
-    control.request_resync(&BTreeMap::from([(TABLE.to_owned(), names)]), "test").await.expect("asked for");
+    control.request_resync(&BTreeMap::from([(table.to_owned(), names)]), "test").await.expect("asked for");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -488,7 +488,7 @@ async fn a_resync_takes_the_place_of_what_an_earlier_copy_has_quarantined_and_ke
     // What an open shard still holds would come again, here as in the history.
     service.roll(TABLE, &service.open_shards(TABLE)[0].clone());
     // The first attempt dies between its two commits.
-    request_resync(&lake).await;
+    request_resync(&lake, TABLE).await;
     run_and_die(&mut lake, "profiles", 0, false).await;
     let mut running = lake.start();
     // By the stream once, and by the copy, as it stands at the source; `b` is good by now.
@@ -553,7 +553,7 @@ async fn a_full_quarantine_stops_its_table_before_anything_goes_without_the_row(
     // With room for them a resync takes all of them; what an open shard still holds would come again.
     service.roll(TABLE, &service.open_shards(TABLE)[0].clone());
     lake.options(TABLE).quarantine_limit.rows = 5;
-    request_resync(&lake).await;
+    request_resync(&lake, TABLE).await;
     let mut running = lake.start();
     has(&lake, &mut running, &[]).await;
     let copied = [image("a", "z"), image("b", "x"), image("c", "y")];
@@ -752,6 +752,54 @@ async fn a_replay_that_dies_at_any_commit_is_applied_once() {
             sound(&lake).await;
         }
     }
+}
+
+/// Beside a copy it has to wait, and then nobody has to start the worker for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_asked_for_beside_a_copy_is_done_behind_it_by_the_same_worker() {
+    const OTHER: &str = "orders";
+    let service = service(Habits::default());
+    service.create_table(OTHER, &[("id", KeyType::S)]);
+    service.enable_stream(OTHER, View::NewAndOldImages, 1);
+    service.put(OTHER, &json!({"id": {"S": "o1"}}));
+    let mut lake = Lake::new(&service, &[TABLE, OTHER]);
+    lake.options(TABLE).columns.insert("n".to_owned(), "long".to_owned());
+    lake.options(TABLE).mismatch.insert("n".to_owned(), Mismatch::Quarantine);
+    let mut running = lake.start();
+    good(&service, "a", 1);
+    bad(&service, "b", "x");
+    each_record_stands_once(&lake, &service, &mut running).await;
+    has(&lake, &mut running, &[("a", 1)]).await;
+    running.stop().await;
+
+    lake.options(TABLE).mismatch.insert("n".to_owned(), Mismatch::Rest);
+    request_replay(&lake, "one").await;
+    request_resync(&lake, OTHER).await;
+    // What is read while the copy runs is kept, and newer than what is replayed.
+    bad(&service, "c", "y");
+    good(&service, "b", 2);
+    let mut running = lake.start();
+    replayed(&lake, &mut running, "one").await;
+    has_whole(&lake, &mut running, &[("a", Ok(1)), ("b", Ok(2)), ("c", Err("y"))]).await;
+    back_in_the_cut(&lake, &mut running).await;
+    running.stop().await;
+
+    // The same where the row still stands.
+    lake.options(TABLE).mismatch.insert("n".to_owned(), Mismatch::Quarantine);
+    let mut running = lake.start();
+    bad(&service, "d", "z");
+    let there = async || (kept(&lake).await.iter().any(|row| row.image == image("d", "z")), String::new());
+    lake.until("d is quarantined", &mut running, there).await;
+    running.stop().await;
+    lake.options(TABLE).mismatch.insert("n".to_owned(), Mismatch::Rest);
+    request_replay(&lake, "two").await;
+    request_resync(&lake, OTHER).await;
+    let mut running = lake.start();
+    let wanted = [("a", Ok(1)), ("b", Ok(2)), ("c", Err("y")), ("d", Err("z"))];
+    has_whole(&lake, &mut running, &wanted).await;
+    replayed(&lake, &mut running, "two").await;
+    assert_eq!(of_replay(&lake, "two").await, [("d".to_owned(), "insert".to_owned())]);
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -148,6 +148,11 @@ impl<S: ChangeSource> Spooled<S> {
         Ok(Self { spool: Some(spool), ..Self::new(source) })
     }
 
+    /// The source itself, which is ahead of what is kept.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// Does `work`, and keeps what the source says meanwhile behind what is kept already. `begun` is where the logs of tables
     /// are followed from that do not go on with that.
     ///

@@ -1,4 +1,5 @@
-//! What the service counts of itself, and how far behind its pipelines' cuts are.
+//! What the service counts of itself, and what the lake tells of its pipelines: how old their cuts are, and what stands in
+//! their quarantines.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use chrono::Utc;
+use futures::future::join_all;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,13 +22,18 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
+use crate::config::PipelineConfig;
+use crate::failure::Failure;
+use crate::lake::Lake;
 
+/// The first part of every name.
+const PREFIX: &str = "lakehouse";
 /// OpenMetrics, which Prometheus reads as its own.
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Upper bounds of answers' times, in seconds.
 const SECONDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0];
 /// How long the catalog may take to tell of one pipeline.
-const CUT_TIME: Duration = Duration::from_secs(2);
+const LAKE_TIME: Duration = Duration::from_secs(5);
 
 /// Clones count together.
 #[derive(Clone)]
@@ -37,7 +44,6 @@ pub(super) struct Metrics {
     refused: Family<Reason, Counter>,
     scans: Gauge,
     rows: Counter,
-    cut_age: Family<Pipeline, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,13 +68,19 @@ struct Pipeline {
     pipeline: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Mirror {
+    pipeline: String,
+    table: String,
+}
+
 impl Metrics {
     /// `audit_entries` is counted by who writes them.
     pub(super) fn new(audit_entries: Counter) -> Self {
-        let mut registry = Registry::with_prefix("lakehouse");
+        let mut registry = Registry::with_prefix(PREFIX);
         let seconds = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
-        let (requests, refused, scans, rows, cut_age) =
-            (Family::default(), Family::default(), Gauge::default(), Counter::default(), Family::default());
+        let (requests, refused, scans, rows) =
+            (Family::default(), Family::default(), Gauge::default(), Counter::default());
         registry.register("build", "The release", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("http_requests", "Answers, by route and status", Family::clone(&requests));
         let help = "Time until an answer begins";
@@ -81,9 +93,7 @@ impl Metrics {
         registry.register("http_scans", "Answers with rows under way", Gauge::clone(&scans));
         registry.register("http_rows", "Rows sent", Counter::clone(&rows));
         registry.register("audit_entries", "Entries written to the audit trail", audit_entries);
-        let help = "Age of a pipeline's newest cut; absent where there is none or the catalog does not tell";
-        registry.register_with_unit("cut_age", help, Unit::Seconds, Family::clone(&cut_age));
-        Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows, cut_age }
+        Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows }
     }
 
     pub(super) fn refused(&self, why: &str) {
@@ -130,24 +140,46 @@ pub(super) async fn observe(State(service): State<Shared>, request: Request, nex
     response
 }
 
-pub(super) async fn show(State(service): State<Shared>) -> Response {
-    let metrics = &service.metrics;
-    for pipeline in service.config.pipelines.keys() {
-        let label = Pipeline { pipeline: pipeline.clone() };
-        let told = timeout(CUT_TIME, service.lake.control(pipeline)).await;
-        let cut = told.ok().and_then(Result::ok).flatten().and_then(|(control, _)| control.cut);
-        match cut {
-            Some(cut) => {
-                let age = (Utc::now().timestamp_millis() - cut.committed_at).max(0) / 1_000;
-                metrics.cut_age.get_or_create(&label).set(age);
-            }
-            // An old age would be taken for a good one.
-            None => {
-                metrics.cut_age.remove(&label);
-            }
-        }
+/// What the lake tells: made anew for every answer, as an old age would be taken for a good one. What the catalog does not
+/// tell in time is absent.
+struct Told {
+    registry: Registry,
+    cut_age: Family<Pipeline, Gauge>,
+    quarantine_rows: Family<Mirror, Gauge>,
+}
+
+impl Told {
+    fn nothing() -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let (cut_age, quarantine_rows) = (Family::default(), Family::default());
+        let help = "Age of a pipeline's newest cut; absent where there is none or the catalog does not tell";
+        registry.register_with_unit("cut_age", help, Unit::Seconds, Family::clone(&cut_age));
+        let help = "Rows in the quarantine of a table; absent where it has none or the catalog does not tell";
+        registry.register("quarantine_rows", help, Family::clone(&quarantine_rows));
+        Self { registry, cut_age, quarantine_rows }
     }
+
+    async fn ask(&self, lake: &Lake, pipeline: &str, config: &PipelineConfig) -> Result<(), Failure> {
+        let control = lake.control(pipeline).await?;
+        let Some(cut) = control.and_then(|(control, _)| control.cut) else { return Ok(()) };
+        let age = (Utc::now().timestamp_millis() - cut.committed_at).max(0) / 1_000;
+        self.cut_age.get_or_create(&Pipeline { pipeline: pipeline.to_owned() }).set(age);
+        for (mirror, rows) in lake.quarantines(&config.namespace, &cut.source).await? {
+            let label = Mirror { pipeline: pipeline.to_owned(), table: mirror.to_string() };
+            self.quarantine_rows.get_or_create(&label).set(i64::try_from(rows).unwrap_or(i64::MAX));
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn show(State(service): State<Shared>) -> Response {
+    let told = Told::nothing();
+    let asked = service.config.pipelines.iter();
+    join_all(asked.map(|(name, config)| timeout(LAKE_TIME, told.ask(&service.lake, name, config)))).await;
     let mut text = String::new();
-    encode(&mut text, &metrics.registry).expect("a string takes everything");
+    for registry in [&service.metrics.registry, &told.registry] {
+        encode_registry(&mut text, registry).expect("a string takes everything");
+    }
+    encode_eof(&mut text).expect("a string takes everything");
     ([(CONTENT_TYPE, TEXT)], text).into_response()
 }

@@ -46,6 +46,14 @@ pub(super) struct Page<T> {
     pub(super) next: Option<String>,
 }
 
+/// Where a page begins.
+pub(super) struct Begin<K> {
+    /// The key of the last item before it.
+    pub(super) behind: Option<K>,
+    /// Items that it has at most.
+    pub(super) size: usize,
+}
+
 /// What tokens are signed with.
 pub(super) struct PageKey(hmac::Key);
 
@@ -81,20 +89,40 @@ impl PageKey {
         mut all: Vec<T>,
         key: impl Fn(&T) -> K,
     ) -> Result<Page<T>, HttpProblem> {
+        let begin: Begin<K> = self.begin(wish, list)?;
+        all.retain(|item| begin.behind.as_ref().is_none_or(|behind| key(item) > *behind));
+        all.sort_by_cached_key(&key);
+        Ok(self.end(list, begin.size, all, key))
+    }
+
+    /// Where the page begins that is wished for of a list that is nowhere as a whole.
+    ///
+    /// # Errors
+    /// As of [`PageKey::page`].
+    pub(super) fn begin<K: DeserializeOwned>(&self, wish: &PageWish, list: &[&str]) -> Result<Begin<K>, HttpProblem> {
         let size = wish.page_size.unwrap_or(PAGE_SIZE);
         if !(1..=LARGEST_PAGE).contains(&size) {
             return Err(HttpProblem::invalid(format!("page_size: 1 to {LARGEST_PAGE}")));
         }
-        let after: Option<K> = match &wish.page_token {
+        let behind = match &wish.page_token {
             Some(token) => Some(self.opened(list, token).ok_or_else(invalid)?),
             None => None,
         };
-        all.retain(|item| after.as_ref().is_none_or(|after| key(item) > *after));
-        all.sort_by_cached_key(&key);
-        let more = all.len() > size;
-        all.truncate(size);
-        let next = all.last().filter(|_| more).map(|last| self.token(list, &key(last)));
-        Ok(Page { items: all, next })
+        Ok(Begin { behind, size })
+    }
+
+    /// The page of this size, of items in their order that begin where it does: one more than it has is enough.
+    pub(super) fn end<T, K: Serialize>(
+        &self,
+        list: &[&str],
+        size: usize,
+        mut items: Vec<T>,
+        key: impl Fn(&T) -> K,
+    ) -> Page<T> {
+        let more = items.len() > size;
+        items.truncate(size);
+        let next = items.last().filter(|_| more).map(|last| self.token(list, &key(last)));
+        Page { items, next }
     }
 
     fn token(&self, list: &[&str], key: &impl Serialize) -> String {

@@ -18,7 +18,8 @@ use utoipa_axum::routes;
 use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
 use super::{
-    Shared, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep,
+    Shared, console, diff, metrics, openapi, operations, pipelines, problem, quarantine, rollbacks, rows, tables, tags,
+    upkeep,
 };
 use crate::config::Role;
 
@@ -68,6 +69,8 @@ pub(super) fn all() -> Vec<Route> {
         Route { time: Time::Rows, ..reader(routes!(rows::get)) },
         Route { time: Time::Rows, ..reader(routes!(rows::query)) },
         Route { time: Time::Rows, ..reader(routes!(diff::get)) },
+        Route { time: Time::Scan, ..reader(routes!(quarantine::list)) },
+        operator(routes!(quarantine::replay)),
         reader(routes!(pipelines::list)),
         reader(routes!(pipelines::show)),
         operator(routes!(pipelines::pause)),

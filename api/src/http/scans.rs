@@ -3,7 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lakehouse_core::error::Problem;
+use lakehouse_core::schema::TableName;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
 
 pub(super) struct Scans {
     all: Arc<Semaphore>,
@@ -45,6 +50,31 @@ impl Scans {
         let one = Arc::clone(&self.all).try_acquire_owned().ok()?;
         counts.insert(Arc::clone(caller), own + 1);
         Some(ScanPermit { caller: Arc::clone(caller), held: self.held.clone(), _one: one })
+    }
+}
+
+impl ScanPermit {
+    /// Reads a table in a thread of its own, which is told by what it is given when nobody waits for the answer any more.
+    pub(super) async fn read<T: Send + 'static>(
+        self,
+        table: TableName,
+        read: impl FnOnce(&dyn Fn() -> Result<(), Problem>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let interrupted = move |why: &str| Problem::retry("INTERRUPTED", table.to_string(), why);
+        let stop = CancellationToken::new();
+        let _stopped = stop.clone().drop_guard();
+        let check = {
+            let interrupted = interrupted.clone();
+            move || match stop.is_cancelled() {
+                true => Err(interrupted("nobody waits for the answer any more")),
+                false => Ok(()),
+            }
+        };
+        let reading = tokio::task::spawn_blocking(move || {
+            let _permit = self;
+            read(&check)
+        });
+        reading.await.unwrap_or_else(|_| Err(interrupted("reading was interrupted").into()))
     }
 }
 

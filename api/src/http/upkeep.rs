@@ -17,7 +17,6 @@ use lakehouse_core::schema::TableName;
 use maintenance::runs::{Step, newest};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 use tracing::error;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -100,23 +99,13 @@ pub(super) async fn history(
     };
     let permit = service.scan_permit(&principal)?;
     let reader = TableReader::at(&service.lake.storage, &history, history.snapshot_id()).await?;
-    let stop = CancellationToken::new();
-    let _stopped = stop.clone().drop_guard();
-    let check = move || match stop.is_cancelled() {
-        true => Err(Problem::retry("INTERRUPTED", runs_table().to_string(), "nobody waits for the answer any more")),
-        false => Ok(()),
-    };
     let wanted = move |name: &str| match (&table, name.parse()) {
         (Some(table), Ok(name)) => *table == name,
         (None, Ok(name)) => principal.may_see(&name),
         (_, Err(_)) => false,
     };
-    let read = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
-        newest(&reader, limit, wanted, check)
-    });
-    let interrupted = |_| Err(Problem::retry("INTERRUPTED", runs_table().to_string(), "reading was interrupted"));
-    let steps = read.await.unwrap_or_else(interrupted)?;
+    let read = move |check: &dyn Fn() -> Result<(), Problem>| Ok(newest(&reader, limit, wanted, check)?);
+    let steps = permit.read(runs_table(), read).await?;
     let shown = |step: Step| Shown { started_at: answer::time(step.started_at), step };
     Ok(Json(History { runs: steps.into_iter().map(shown).collect() }).into_response())
 }

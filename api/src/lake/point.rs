@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{Lake, as_of, by_cut, by_id, by_tag, expired, newest, summary_text, table_state};
 use crate::answer;
-use crate::config::Config;
+use crate::config::{Config, PipelineConfig};
 use crate::failure::Failure;
 
 /// A point, not yet looked for.
@@ -112,20 +112,31 @@ impl Lake {
         })
     }
 
-    /// The control table of the pipeline whose cuts hold the table.
-    async fn control_of(&self, config: &Config, table: &LoadedTable) -> Result<LoadedTable, Failure> {
+    /// The pipeline whose cuts hold the table, and its control table.
+    pub(crate) async fn pipeline_of<'a>(
+        &self,
+        config: &'a Config,
+        table: &LoadedTable,
+    ) -> Result<Option<(&'a str, &'a PipelineConfig, LoadedTable)>, Failure> {
         let source = table_state(table)?.source;
         for (name, pipeline) in &config.pipelines {
             if pipeline.namespace == table.name.namespace
                 && let Some((control, found)) = self.control(name).await?
                 && control.cut.is_some_and(|cut| Some(cut.source) == source)
             {
-                return Ok(found);
+                return Ok(Some((name, pipeline, found)));
             }
         }
-        let message = "no pipeline in the configuration has its cuts";
-        let remedy = "name a snapshot, a time or a tag instead, or configure the table's pipeline";
-        Err(Failure::failed("CUT_UNKNOWN", table.name.to_string(), message, remedy))
+        Ok(None)
+    }
+
+    async fn control_of(&self, config: &Config, table: &LoadedTable) -> Result<LoadedTable, Failure> {
+        let pipeline = self.pipeline_of(config, table).await?;
+        pipeline.map(|(_, _, control)| control).ok_or_else(|| {
+            let message = "no pipeline in the configuration has its cuts";
+            let remedy = "name a snapshot, a time or a tag instead, or configure the table's pipeline";
+            Failure::failed("CUT_UNKNOWN", table.name.to_string(), message, remedy)
+        })
     }
 }
 

@@ -4,7 +4,9 @@
 use futures::FutureExt;
 use lakehouse_core::commit::properties;
 use lakehouse_core::schema::TableName;
+use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::control::on_control;
@@ -51,7 +53,8 @@ impl Replay {
         })
     }
 
-    /// The name of the changes in the history: their `_cdc_lane` is `replay/` and this.
+    /// The name of the changes in the history: their `_cdc_lane` is `replay/` and this. Where one was asked for and is not
+    /// done it is that one's: asking again is no other replay.
     pub(crate) async fn request(&self, lake: &Lake, reason: &str) -> Result<String, Failure> {
         let id = Uuid::now_v7().to_string();
         on_control(lake, &self.pipeline, (&self.source, id, reason), |control, (source, id, reason)| {
@@ -60,9 +63,30 @@ impl Replay {
         .await
     }
 
-    /// What is asked for.
+    /// What is asked for, for the audit trail.
     pub(crate) fn json(&self) -> serde_json::Value {
         json!({"pipeline": self.pipeline, "table": self.table.to_string(), "quarantine": self.quarantine.to_string(),
                "rows": self.rows})
     }
+
+    /// What was asked for, under this name.
+    pub(crate) fn answer(&self, id: String) -> Requested {
+        let (pipeline, table, quarantine) =
+            (self.pipeline.clone(), self.table.to_string(), self.quarantine.to_string());
+        Requested { pipeline, table, quarantine, rows: self.rows, requested: true, id }
+    }
+}
+
+/// Rows of a quarantine that will be applied where they fit.
+#[derive(Serialize, ToSchema)]
+#[schema(as = QuarantineReplay)]
+pub(crate) struct Requested {
+    pipeline: String,
+    table: String,
+    quarantine: String,
+    /// All rows that stand there.
+    rows: Option<u64>,
+    requested: bool,
+    /// In the history their `_cdc_lane` is `replay/` and this.
+    id: String,
 }

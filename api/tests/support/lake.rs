@@ -8,11 +8,12 @@ use arrow_array::{
 use arrow_schema::{DataType, TimeUnit};
 use lakehouse_core::batch::Batch;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
-use lakehouse_core::change::{ChangeChunk, Operation, Origin};
+use lakehouse_core::change::{ChangeChunk, Operation, Origin, Quarantined};
 use lakehouse_core::commit::{Control, GiveWay};
 use lakehouse_core::lakehouse::{Environment, Lakehouse, TABLES_AT_ONCE, Written};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
+use lakehouse_core::quarantine::QuarantineLimit;
 use lakehouse_core::schema::{Column, Key, TableName, TableSchema};
 use lakehouse_core::storage::Storage;
 
@@ -51,6 +52,31 @@ pub(crate) async fn installation_with(config: &str, more: &[Row<'_>]) -> Install
     if !more.is_empty() {
         let inserts: Vec<_> = more.iter().map(|row| (Insert, *row)).collect();
         commit_rows(&mut lakehouse, &schema, 0x190, &inserts).await;
+    }
+    installation
+}
+
+/// An installation whose `app.orders` has row 1, and a quarantine with one row for each of these ids, the last the newest.
+/// They came in batches that end at 0/C8, 0/12C and so on.
+pub(crate) async fn with_quarantine(config: &str, quarantined: &[i64]) -> Installation {
+    let installation = Installation::new(&format!("{CONFIG}{config}"));
+    let schema = Arc::new(TableSchema { quarantine: Some(QuarantineLimit::default()), ..schema() });
+    let start = Position::new(0x64);
+    let mut lakehouse = open(&installation, start, vec![Arc::clone(&schema)]).await;
+    copy(&mut lakehouse, &schema, start, &columns(&[(1, Some("Ann"), Some(150))])).await;
+    for (id, to) in quarantined.iter().zip((0xC8..).step_by(0x64)) {
+        let row = Quarantined {
+            operation: Some(Operation::Insert),
+            key: format!(r#"{{"id":{id}}}"#),
+            image: format!(r#"{{"id":{id},"amount":"many"}}"#),
+            old_image: None,
+            column: "amount".to_owned(),
+            code: "VALUE_MISMATCH".to_owned(),
+            reason: "no amount".to_owned(),
+        };
+        let whole = (Arc::clone(&schema), vec![Operation::Quarantine], columns(&[(*id, None, None)]));
+        let chunk = ChangeChunk { quarantined: vec![Some(Arc::new(row))], ..chunk(to, whole) };
+        commit_chunks(&mut lakehouse, to, vec![chunk]).await;
     }
     installation
 }
@@ -97,25 +123,32 @@ pub(crate) type Changes = (Arc<TableSchema>, Vec<Operation>, Vec<ArrayRef>);
 
 /// One batch, and the cut behind it.
 pub(crate) async fn commit(lakehouse: &mut Lakehouse, to: u64, changes: Vec<Changes>) {
+    let chunks = changes.into_iter().map(|changes| chunk(to, changes)).collect();
+    commit_chunks(lakehouse, to, chunks).await;
+}
+
+fn chunk(to: u64, (schema, operations, rows): Changes) -> ChangeChunk {
     let origin = |ordinal: usize| Origin {
         commit: Position::new(to),
         committed_at: 1_700_000_000_000_000,
         transaction: 7,
         ordinal: i32::try_from(ordinal).expect("few changes"),
     };
-    let mut batch = Batch::default();
-    for (schema, operations, rows) in changes {
-        batch.absorb(ChangeChunk {
-            lanes: None,
-            quarantined: Vec::new(),
-            schema,
-            origins: (0..operations.len()).map(origin).collect(),
-            operations,
-            rows,
-            before: None,
-            unchanged: vec![],
-        });
+    ChangeChunk {
+        lanes: None,
+        quarantined: Vec::new(),
+        schema,
+        origins: (0..operations.len()).map(origin).collect(),
+        operations,
+        rows,
+        before: None,
+        unchanged: vec![],
     }
+}
+
+async fn commit_chunks(lakehouse: &mut Lakehouse, to: u64, chunks: Vec<ChangeChunk>) {
+    let mut batch = Batch::default();
+    chunks.into_iter().for_each(|chunk| batch.absorb(chunk));
     batch.close_at(Position::new(to));
     let Written::Batch(written) = lakehouse.write(batch).await.expect("files") else { panic!("a closed batch") };
     lakehouse.commit(written).await.expect("a commit").expect("a cut");
