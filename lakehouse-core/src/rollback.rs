@@ -198,9 +198,11 @@ pub async fn turn_back(control: &mut Control, id: &str, why: &str) -> Result<(),
         Stage::Back => return Ok(()),
         Stage::Forward => {}
         Stage::RolledBack if journal.tables.values().all(held) => {}
-        Stage::RolledBack | Stage::Released => {
+        Stage::RolledBack | Stage::Released | Stage::Closed => {
             let message = "its tables are not held any more: they have been undone, replayed, accepted or copied anew";
-            return Err(Problem::halt("NOT_HELD", id, message, "roll back again, to the snapshot that you want"));
+            let tag = undo_tag(id);
+            let remedy = format!("roll back again: to the tag {tag} where a table has it, or to another snapshot");
+            return Err(Problem::halt("NOT_HELD", id, message, remedy));
         }
     }
     control.open_journal(Journal { stage: Stage::Back, turned: Some(why.to_owned()), ..journal }).await
