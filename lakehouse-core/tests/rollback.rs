@@ -5,7 +5,8 @@
 //! `LAKEHOUSE_SEEDS` sets how many, `LAKEHOUSE_SEED` the first; all 2,000 are for the long tier.
 
 use crate::support;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +19,7 @@ use crate::support::{Violation, block_on, ensure, reading};
 use async_trait::async_trait;
 use fastrand::Rng;
 use futures::{StreamExt, stream};
+use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::properties::{POSITION, TableState};
@@ -27,11 +29,12 @@ use lakehouse_core::commit::{
 };
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::ROLLBACK_TAGS;
+use lakehouse_core::live::{LiveFile, LiveFiles};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::rollback::{self, Asked};
 use lakehouse_core::schema::TableName;
-use lakehouse_core::storage::Storage;
+use lakehouse_core::storage::{Storage, local_path};
 use maintenance::expire::{self, Retention, Snapshots};
 use testkit::tier;
 use tokio::sync::Mutex;
@@ -463,6 +466,64 @@ fn target_and_old_head_stay_while_a_table_is_held_and_for_their_time_behind_it()
         assert_eq!((tags(&closed), kept(&closed)), ([false; 2], [false; 2]), "its time is over");
         let gone = rollback::plan(&control_of(&world).await, &maintainer, &back).await.expect_err("it has expired");
         assert_eq!(gone.code, "SNAPSHOT_UNKNOWN");
+    });
+}
+
+#[test]
+fn an_undo_makes_the_files_and_the_schema_of_the_old_head_current() {
+    block_on(async {
+        let (world, maintainer, targets) = changed_once().await;
+        let look = async || {
+            let table = maintainer.load(&TableName::new("lake", "first"), None).await.expect("a mirror");
+            let live = LiveFiles::load(&world.storage, &table, table.snapshot_id()).await.expect("its files");
+            let deletes = |file: &LiveFile| file.deletes.iter().cloned().collect::<BTreeSet<_>>();
+            let files: BTreeMap<_, _> = live.data.iter().map(|(path, file)| (path.clone(), deletes(file))).collect();
+            (table.snapshot_id(), files, table.metadata.current_schema_id())
+        };
+        let before = look().await;
+        rolled_back(&world, &maintainer, &targets).await;
+        let held = look().await;
+        assert!(held.1 != before.1, "the target has other files");
+        rollback::turn_back(&mut control_of(&world).await, "one", "test").await.expect("it goes back");
+        let undone = rollback::finish(PIPELINE, &maintainer, "one").await.expect("its end");
+        assert_eq!(undone.stage, Stage::Released);
+        let after = look().await;
+        assert_eq!((&after.1, after.2), (&before.1, before.2));
+        assert!(after.0 != before.0 && after.0 != held.0, "by a snapshot of its own");
+    });
+}
+
+#[test]
+fn a_target_that_the_table_cannot_have_is_refused() {
+    block_on(async {
+        let (world, maintainer, targets) = changed_once().await;
+        let name = TableName::new("lake", "first");
+        let code = async || {
+            let planned = rollback::plan(&control_of(&world).await, &maintainer, &targets).await;
+            planned.map_or_else(|problem| problem.code, |_| "")
+        };
+        assert_eq!(code().await, "");
+        // Another engine wants of every row what the target's rows do not have.
+        let table = maintainer.load(&name, None).await.expect("a mirror");
+        let now = table.metadata.current_schema();
+        let column =
+            NestedField::required(table.metadata.last_column_id() + 1, "wanted", Type::Primitive(PrimitiveType::Long));
+        let fields = now.as_struct().fields().iter().cloned().chain([Arc::new(column)]);
+        let schema =
+            Schema::builder().with_fields(fields).with_schema_id(now.schema_id() + 1).build().expect("a schema");
+        let updates = vec![TableUpdate::AddSchema { schema }, TableUpdate::SetCurrentSchema { schema_id: -1 }];
+        assert!(maintainer.change_metadata(&table, updates, |_| false).await.expect("a catalog"));
+        assert_eq!(code().await, "TARGET_SCHEMA");
+
+        let table = maintainer.load(&name, Some(&table)).await.expect("a mirror");
+        let updates = vec![TableUpdate::SetCurrentSchema { schema_id: now.schema_id() }];
+        assert!(maintainer.change_metadata(&table, updates, |_| false).await.expect("a catalog"));
+        assert_eq!(code().await, "");
+        // A file is lost.
+        let live = LiveFiles::load(&world.storage, &table, Some(targets[&name])).await.expect("the target's files");
+        let file = live.data.keys().next().expect("a data file");
+        fs::remove_file(local_path(file).expect("a local file")).expect("it was there");
+        assert_eq!(code().await, "TARGET_INCOMPLETE");
     });
 }
 

@@ -101,6 +101,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
             "TAG_LIMIT",
             "TARGET_INCOMPLETE",
             "TARGET_IS_HEAD",
+            "TARGET_SCHEMA",
         ],
     ),
     // Not what somebody has looked at.
