@@ -22,6 +22,7 @@ use cdc_postgres::config::{PostgresSource, TableOptions};
 use cdc_postgres::connection::{ChannelBinding, ConnectionSettings, Secret, Tls};
 use lakehouse_core::aws::AwsConfig;
 use lakehouse_core::commit::{CONTROL_NAMESPACE, RUNS_TABLE};
+use lakehouse_core::lakehouse::ROLLBACK_TAGS;
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::quarantine::QuarantineLimit;
@@ -100,6 +101,8 @@ pub(crate) struct PipelineConfig {
     history: bool,
     pub(crate) local_state: PathBuf,
     memory: Bytes,
+    /// How long a table keeps the tags of a rollback that holds it no more.
+    pub(crate) rollback_tags: Span,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) table_bucket: Option<String>,
     #[serde(flatten)]
@@ -618,6 +621,7 @@ fn pipeline(name: &str, section: &Section<'_>) -> Result<PipelineConfig, Failure
     let history = section.boolean("history")?.unwrap_or(true);
     let local_state = section.path("local_state")?.unwrap_or_else(|| section.resolved("state"));
     let memory = section.parsed("memory")?.unwrap_or(Bytes(512 << 20));
+    let rollback_tags = section.parsed("rollback_tags")?.unwrap_or(Span(ROLLBACK_TAGS));
     let table_bucket = section.text("table_bucket")?;
     let source = match (section.has("postgres"), section.has("dynamodb")) {
         (true, false) => Some(SourceConfig::Postgres(postgres(name, &section.section("postgres")?)?)),
@@ -646,6 +650,7 @@ fn pipeline(name: &str, section: &Section<'_>) -> Result<PipelineConfig, Failure
         history,
         local_state,
         memory,
+        rollback_tags,
         table_bucket,
         source,
         tables,

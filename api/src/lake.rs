@@ -60,6 +60,7 @@ impl Lake {
             sync_local_state: false,
             tables_at_once: TABLES_AT_ONCE,
             owner_interval: OWNER_INTERVAL,
+            rollback_tags: config.rollback_tags.0,
             give_way: self.give_way.clone(),
             planted: Planted::none(),
         }

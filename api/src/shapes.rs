@@ -38,6 +38,7 @@ pub(crate) enum Stage {
     Back,
     RolledBack,
     Released,
+    Closed,
 }
 
 // lakehouse_core::commit::RolledTable
@@ -169,12 +170,13 @@ mod tests {
 
     #[test]
     fn every_stage_is_among_those_of_the_shape() {
-        use commit::Stage::{Back, Forward, Released, RolledBack};
+        use commit::Stage::{Back, Closed, Forward, Released, RolledBack};
         let next = |stage| match stage {
             Forward => Some(Back),
             Back => Some(RolledBack),
             RolledBack => Some(Released),
-            Released => None,
+            Released => Some(Closed),
+            Closed => None,
         };
         let all: Vec<_> = std::iter::successors(Some(Forward), |stage| next(*stage)).collect();
         let schema = serde_json::to_value(Stage::schema()).unwrap();

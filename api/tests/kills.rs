@@ -203,7 +203,7 @@ fn touched(path: &Path) -> Option<(SystemTime, u64)> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-async fn watch(deadline: Instant, mut seen: impl FnMut() -> bool) {
+pub(crate) async fn watch(deadline: Instant, mut seen: impl FnMut() -> bool) {
     while Instant::now() < deadline && !seen() {
         tokio::time::sleep(POLL).await;
     }

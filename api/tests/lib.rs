@@ -13,6 +13,7 @@ mod http;
 mod http_hostile;
 mod http_pages;
 mod http_rows;
+mod killed_operations;
 mod kills;
 mod live;
 mod maintenance;

@@ -35,17 +35,17 @@ const POLL: Duration = Duration::from_millis(100);
 const STILL: Duration = Duration::from_secs(4);
 
 /// A site whose worker follows two tables, and a service beside it.
-struct Scene {
-    service: Process,
-    uri: String,
-    live: Live,
+pub(crate) struct Scene {
+    pub(crate) service: Process,
+    pub(crate) uri: String,
+    pub(crate) live: Live,
 }
 
 /// Status and body.
-type Answer = (u16, Value);
+pub(crate) type Answer = (u16, Value);
 
 impl Scene {
-    async fn begin() -> (Self, Process) {
+    pub(crate) async fn begin() -> (Self, Process) {
         let live = Live::new(Options::default()).await;
         let config = live.site.lakehouse.config();
         let text = fs::read_to_string(&config).expect("a configuration");
@@ -78,13 +78,13 @@ impl Scene {
         answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"))
     }
 
-    async fn get(&self, target: &str) -> Value {
+    pub(crate) async fn get(&self, target: &str) -> Value {
         let answer = self.call("operator", "GET", target, &[], &Value::Null).await;
         assert_eq!(answer.status(), 200, "{target}: {}", document(&answer));
         document(&answer)
     }
 
-    async fn post(&self, token: &str, target: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, token: &str, target: &str, body: Value) -> Answer {
         let answer = self.call(token, "POST", target, &[], &body).await;
         (answer.status(), document(&answer))
     }
@@ -120,7 +120,7 @@ impl Scene {
     }
 
     /// The operation that has begun by this confirmation, at its end.
-    async fn rolled_back(&self, plan: &Value, key: &str) -> Value {
+    pub(crate) async fn rolled_back(&self, plan: &Value, key: &str) -> Value {
         let answer = self.confirm("operator", plan, [plan["etag"].as_str(), Some(key)], "test").await;
         let begun = document(&answer);
         let address = format!("/v1/operations/{}", begun["id"].as_str().unwrap_or_default());

@@ -21,7 +21,10 @@ struct Scene {
 impl Scene {
     /// Two tables, copied, and a worker that follows them.
     async fn begin() -> (Self, testkit::lakehouse::Process) {
-        let live = Live::new(Options::default()).await;
+        Self::on(Live::new(Options::default()).await).await
+    }
+
+    async fn on(live: Live) -> (Self, testkit::lakehouse::Process) {
         live.sql(
             "CREATE TABLE t (id int8 PRIMARY KEY, n int8 NOT NULL);
              CREATE TABLE beside (id int8 PRIMARY KEY, n int8 NOT NULL);
@@ -57,11 +60,13 @@ impl Scene {
         tables.iter().find(|table| table["table"] == "app.t").expect("a table")["diverged_since"].clone()
     }
 
-    /// Tags of `t`.
+    /// Tags of rollbacks on `t`.
     async fn tags(&self) -> Vec<Value> {
         let answer = self.ask(&["snapshots", "app.t"]).await;
         let snapshots = answer["snapshots"].as_array().expect("snapshots");
-        snapshots.iter().flat_map(|one| one["tags"].as_array().expect("tags").clone()).collect()
+        let tags = snapshots.iter().flat_map(|one| one["tags"].as_array().expect("tags").clone());
+        let is_of_rollback = |tag: &str| tag.starts_with("undo/") || tag.starts_with("target/");
+        tags.filter(|tag| tag.as_str().is_some_and(is_of_rollback)).collect()
     }
 
     async fn rolled_back(&self, snapshot: &str) -> String {
@@ -143,24 +148,25 @@ async fn every_way_out_of_a_rollback_ends_where_it_should() {
     assert_eq!(verified.1["tables"][0]["differing"], 0, "{}", verified.1);
     let kept = scene.rows("app.t").await;
     assert!((600..=700).all(|id| kept.contains(&Scene::row(id, 7))), "the rows that were deleted by mistake");
-    assert!(scene.tags().await.is_empty() && scene.diverged_since().await.is_string());
+    // Its tags stay for a while; those of an operation that is undone go at once.
+    assert!(scene.tags().await.len() == 2 && scene.diverged_since().await.is_string());
     // What diverges goes on doing so through another rollback that is undone.
     let held = hold(&mut scene, 2).await;
     scene.ask(&["undo", &held.operation, "--yes", "--reason=test"]).await;
     scene.released().await;
-    assert!(scene.tags().await.is_empty() && scene.diverged_since().await.is_string());
+    assert!(scene.tags().await.len() == 2 && scene.diverged_since().await.is_string());
     // All changes since a state from before it are a way back to the source.
     let operation = scene.rolled_back(&clean).await;
     scene.ask(&["replay", &operation, "--yes", "--reason=test"]).await;
     scene.released().await;
     scene.live.site.assert_equal().await;
-    assert_eq!((scene.tags().await, scene.diverged_since().await), (Vec::new(), Value::Null));
-    // So is a resync, also of a table that is held: nothing of the operation is left.
+    assert_eq!((scene.tags().await.len(), scene.diverged_since().await), (4, Value::Null));
+    // So is a resync, also of a table that is held.
     hold(&mut scene, 3).await;
     scene.ask(&["resync", "app.t", "--yes", "--reason=test"]).await;
     scene.released().await;
     scene.live.site.assert_equal().await;
-    assert_eq!((scene.tags().await, scene.diverged_since().await), (Vec::new(), Value::Null));
+    assert_eq!((scene.tags().await.len(), scene.diverged_since().await), (6, Value::Null));
 
     // Accept: the target's rows and what came since the rollback, nothing of what was between.
     let held = hold(&mut scene, 4).await;
@@ -170,7 +176,7 @@ async fn every_way_out_of_a_rollback_ends_where_it_should() {
     let came: Vec<&String> = now.difference(&held.before).collect();
     assert_eq!(came.len(), 2, "one new row, and one updated: {came:?}");
     assert!(now.contains(&Scene::row(20_004, 2)) && !now.contains(&Scene::row(10_004, 1)));
-    assert!(scene.tags().await.is_empty() && scene.diverged_since().await.is_string());
+    assert!(scene.tags().await.len() == 8 && scene.diverged_since().await.is_string());
 
     // It diverges; a resync is the way back.
     scene.ask(&["resync", "app.t", "--yes", "--reason=test"]).await;
@@ -178,6 +184,42 @@ async fn every_way_out_of_a_rollback_ends_where_it_should() {
     scene.live.site.assert_equal().await;
     assert_eq!(scene.diverged_since().await, Value::Null);
     assert!(worker.is_running(), "{}", worker.stderr());
+    stop(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_is_closed_behind_its_time_and_never_while_it_holds_a_table() {
+    let mut live = Live::new(Options::default()).await;
+    live.site.lakehouse.set_environment("LAKEHOUSE__PIPELINES__APP__ROLLBACK_TAGS", "1s");
+    let (scene, worker) = Scene::on(live).await;
+    let target = scene.head("app.t").await;
+    scene.live.transaction("DELETE FROM t WHERE id > 500").await;
+    scene.live.site.caught_up().await;
+    let operation = scene.rolled_back(&target).await;
+    let stage = async || scene.ask(&["operations", &operation]).await["operations"][0]["stage"].clone();
+    // Longer than its time would be.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    scene.ask(&["maintain", "--once"]).await;
+    assert_eq!((scene.tags().await.len(), stage().await), (2, Value::from("rolled_back")), "it holds a table");
+
+    scene.ask(&["accept", &operation, "--yes", "--reason=test"]).await;
+    scene.released().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((scene.tags().await.len(), stage().await), (2, Value::from("rolled_back")), "nobody has expired them");
+
+    // What was accepted is taken back by another rollback, as long as the tag is there (protocol E7 g).
+    let undo = format!("undo/{operation}");
+    let back = scene.ask(&["rollback", "app.t", "--tag", &undo, "--yes", "--reason=test"]).await;
+    scene.ask(&["replay", back["operation"].as_str().expect("an id"), "--yes", "--reason=test"]).await;
+    scene.released().await;
+    scene.live.site.assert_equal().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    scene.ask(&["maintain", "--once"]).await;
+    assert_eq!((scene.tags().await, stage().await), (Vec::new(), Value::from("closed")));
+    for verb in ["undo", "replay", "accept"] {
+        let (_, answer) = scene.live.site.lakehouse.json(&[verb, &operation, "--yes", "--reason=test"]).await;
+        assert_eq!(answer["code"], "OPERATION_CLOSED", "{verb}: {answer}");
+    }
     stop(worker).await;
 }
 

@@ -59,7 +59,7 @@ pub use manifest::mergeable_manifests;
 pub use replace::{Maintainer, Replaced, ReplacedFile, Rewrite};
 pub use restore::Restored;
 pub use traces::Divergence;
-pub(crate) use traces::{converged, without_rollback, without_tags, without_traces};
+pub(crate) use traces::{converged, with_aged_tags, without_rollback, without_traces};
 
 use deletes::{DeletedRows, with_deletes};
 use follow::{rewrites_between, translate};

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow_array::{ArrayRef, RecordBatch};
 use iceberg::spec::{PartitionSpecRef, Schema, Struct};
@@ -54,8 +54,15 @@ pub struct TableCopy {
     held: Held,
     /// Where the lanes of the table's log are followed from, where each chunk says so.
     noted: Option<Arc<TableLanes>>,
-    /// Since when a resync has held its chunks back; `None` where each is committed as it comes.
-    aside_since: Option<Instant>,
+    /// Of a resync; `None` where each chunk is committed as it comes.
+    aside: Option<Aside>,
+}
+
+/// A resync holds its chunks back until all of it is copied.
+struct Aside {
+    since: Instant,
+    /// How long tags of a rollback stay on the table that it takes the place of.
+    rollback_tags: Duration,
 }
 
 /// Chunks that no snapshot knows yet and whose keys are in the index.
@@ -123,8 +130,10 @@ impl TableCopy {
         quarantine: Option<Quarantine>,
         schema: Arc<TableSchema>,
         committer: Committer,
+        rollback_tags: Duration,
     ) -> Result<Self, Problem> {
-        Self::new(mirror, quarantine, schema, committer, Some(Instant::now()))
+        let aside = Aside { since: Instant::now(), rollback_tags };
+        Self::new(mirror, quarantine, schema, committer, Some(aside))
     }
 
     fn new(
@@ -132,7 +141,7 @@ impl TableCopy {
         quarantine: Option<Quarantine>,
         schema: Arc<TableSchema>,
         committer: Committer,
-        aside_since: Option<Instant>,
+        aside: Option<Aside>,
     ) -> Result<Self, Problem> {
         mirror.forget()?;
         let keyed = matches!(schema.key, Key::Columns(_));
@@ -140,7 +149,7 @@ impl TableCopy {
         let attempt = Uuid::new_v4().to_string();
         let progress = CopyProgress { attempt, chunks: 0, done: false, resume: None };
         let held = Held::default();
-        Ok(Self { mirror, quarantine, schema, committer, progress, load, rows: 0, held, noted: None, aside_since })
+        Ok(Self { mirror, quarantine, schema, committer, progress, load, rows: 0, held, noted: None, aside })
     }
 
     /// Goes on with an attempt that an earlier incarnation has begun: its chunks stay, and the next one follows them.
@@ -154,8 +163,8 @@ impl TableCopy {
         mirror.forget()?;
         let progress = mirror.table.state.copy.clone().expect("only an unfinished copy is resumed");
         let (rows, held, noted) = (mirror.table.live.rows(), Held::default(), mirror.table.state.lanes.clone());
-        let (load, aside_since) = (None, None);
-        Ok(Self { mirror, quarantine, schema, committer, progress, load, rows, held, noted, aside_since })
+        let (load, aside) = (None, None);
+        Ok(Self { mirror, quarantine, schema, committer, progress, load, rows, held, noted, aside })
     }
 
     /// Every chunk from now on says where the lanes of the table's log are followed from, so that the copy can be resumed:
@@ -188,7 +197,7 @@ impl TableCopy {
 
     /// True if this copy takes the place of one that the table has.
     pub fn is_resync(&self) -> bool {
-        self.aside_since.is_some()
+        self.aside.is_some()
     }
 
     /// Runs jobs that write a chunk each, `workers` of them at the same time, and takes in each chunk as it comes.
@@ -228,7 +237,7 @@ impl TableCopy {
     /// The last commit of the copy: the table stands at the copy's consistent point. Returns the mirror, ready to
     /// stream, and the quarantine, which gets its position behind it.
     pub(crate) async fn finish(mut self, consistent_point: Boundary) -> Result<(Mirror, Option<Quarantine>), Problem> {
-        if self.aside_since.is_some_and(|since| since.elapsed() >= OLDEST_FILE) {
+        if self.aside.as_ref().is_some_and(|aside| aside.since.elapsed() >= OLDEST_FILE) {
             let message = "the copy has taken more than 18 hours, its first files may have been removed as orphans";
             return Err(Problem::retry("RESYNC_TOO_LONG", &self.schema.source, message));
         }
@@ -295,9 +304,9 @@ impl TableCopy {
             Some(reached) => reached.lanes.of(&self.schema.source).cloned(),
             None => self.noted.clone(),
         };
-        let beside = match &reached {
-            Some(_) => without_traces(&self.mirror.table.loaded)?,
-            None => Vec::new(),
+        let beside = match (&reached, &self.aside) {
+            (Some(_), Some(aside)) => without_traces(&self.mirror.table.loaded, aside.rollback_tags)?,
+            _ => Vec::new(),
         };
         let commit = TableCommit { schema, lanes, beside, ..TableCommit::new(change, advance, counts) };
         self.committer.commit(&mut self.mirror.table, commit).await?;

@@ -40,6 +40,8 @@ use crate::storage::Storage;
 pub const TABLES_AT_ONCE: usize = 4;
 /// What [`Environment::owner_interval`] is.
 pub const OWNER_INTERVAL: Duration = Duration::from_secs(600);
+/// What [`Environment::rollback_tags`] is where nothing is said.
+pub const ROLLBACK_TAGS: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// What a pipeline needs beside its tables.
 #[derive(Clone)]
@@ -54,6 +56,8 @@ pub struct Environment {
     pub tables_at_once: usize,
     /// How often each table is asked who owns its maintenance; [`OWNER_INTERVAL`], unless a test cannot wait.
     pub owner_interval: Duration,
+    /// For so long a table keeps the tags of a rollback that holds it no more (protocol E6).
+    pub rollback_tags: Duration,
     /// Where maintenance in this process asks to go first.
     pub give_way: GiveWay,
     pub planted: Planted,
@@ -368,7 +372,13 @@ impl Lakehouse {
             (opened, _) => opened,
         };
         match self.left.contains_key(source) {
-            true => TableCopy::begin_aside(mirror, quarantine, schema, self.committer.clone()),
+            true => TableCopy::begin_aside(
+                mirror,
+                quarantine,
+                schema,
+                self.committer.clone(),
+                self.environment.rollback_tags,
+            ),
             false => TableCopy::begin(mirror, quarantine, schema, self.committer.clone()),
         }
     }

@@ -32,6 +32,7 @@
 //! | *rollback* | the rows of an older snapshot made current by a new one; the table is then *held* |
 //! | *hold* | a mirror takes no changes, its history goes on |
 //! | *release* | a held mirror catches up from its history: by *undo*, *replay* or *accept* |
+//! | *close* | a rollback that holds no table loses its tags, and with them its ways back |
 //! | *tag* | a name that a snapshot is read by, and does not expire as long as it has it; a *protected* one stays whatever its age |
 //! | *acknowledge* | tell the source that it may forget |
 //! | *audit trail* | the chain of *entries* that say who has asked for what: an *intent* or a *read*, its *outcome*; who was *refused* |

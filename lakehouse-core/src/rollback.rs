@@ -5,11 +5,12 @@
 //! table; so any coordinator can go on from any step, and two at once need no lock. Not here: how the tables come back
 //! into the cut (`lakehouse/hold.rs`).
 
+mod target;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
 use tracing::{info, warn};
 
 use crate::catalog::LoadedTable;
@@ -19,7 +20,6 @@ use crate::commit::{
     named_snapshots, recorded_operations, target_tag, undo_tag,
 };
 use crate::error::Problem;
-use crate::live::LiveFiles;
 use crate::position::Position;
 use crate::schema::TableName;
 use crate::tags::set_tag;
@@ -28,8 +28,6 @@ use crate::tags::set_tag;
 const ROUNDS: u32 = 8;
 /// Between two looks at an operation that another coordinator goes on with.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Files asked for at the same time.
-const FILES_AT_ONCE: usize = 16;
 
 /// A rollback as a person is shown it.
 #[derive(Clone, Debug)]
@@ -44,7 +42,8 @@ pub struct Plan {
 ///
 /// # Errors
 /// `ROLLBACK_OPEN` while another operation is, or holds a table; `CUT_NOT_REACHED` for a table that stands beyond the cut,
-/// or has left it; `TARGET_IS_HEAD`; `TARGET_INCOMPLETE` where files of the target are gone; `SNAPSHOT_UNKNOWN`.
+/// or has left it; `TARGET_IS_HEAD`; those of the target: `TARGET_INCOMPLETE`, `TARGET_SCHEMA`,
+/// `SNAPSHOT_UNKNOWN`.
 pub async fn plan(
     control: &Control,
     maintainer: &Maintainer,
@@ -72,7 +71,7 @@ pub async fn plan(
             let remedy = "name an older snapshot; `lakehouse snapshots` lists them";
             return Err(Problem::halt("TARGET_IS_HEAD", subject(), "the table stands there already", remedy));
         }
-        check_files(maintainer, &table, target).await?;
+        target::check(maintainer, &table, target).await?;
         let rolled = RolledTable {
             source: source.to_owned(),
             head: head.to_string(),
@@ -198,9 +197,11 @@ pub async fn turn_back(control: &mut Control, id: &str, why: &str) -> Result<(),
         Stage::Back => return Ok(()),
         Stage::Forward => {}
         Stage::RolledBack if journal.tables.values().all(held) => {}
-        Stage::RolledBack | Stage::Released => {
+        Stage::RolledBack | Stage::Released | Stage::Closed => {
             let message = "its tables are not held any more: they have been undone, replayed, accepted or copied anew";
-            return Err(Problem::halt("NOT_HELD", id, message, "roll back again, to the snapshot that you want"));
+            let tag = undo_tag(id);
+            let remedy = format!("roll back again: to the tag {tag} where a table has it, or to another snapshot");
+            return Err(Problem::halt("NOT_HELD", id, message, remedy));
         }
     }
     control.open_journal(Journal { stage: Stage::Back, turned: Some(why.to_owned()), ..journal }).await
@@ -297,9 +298,11 @@ async fn advance(
             if !tag(maintainer, &table, &tags).await? {
                 continue;
             }
-            if let Err(problem) = check_files(maintainer, &table, target).await {
+            if let Err(problem) = target::check(maintainer, &table, target).await {
                 match problem.code {
-                    "TARGET_INCOMPLETE" | "SNAPSHOT_UNKNOWN" => return Ok(Advanced::Moved(problem.message)),
+                    "TARGET_INCOMPLETE" | "TARGET_SCHEMA" | "SNAPSHOT_UNKNOWN" => {
+                        return Ok(Advanced::Moved(problem.message));
+                    }
                     _ => return Err(problem),
                 }
             }
@@ -334,37 +337,6 @@ async fn tag(maintainer: &Maintainer, table: &LoadedTable, tags: &[(String, i64)
     }
     let updates = missing.iter().map(|(name, id)| set_tag(name, *id)).collect();
     maintainer.change_metadata(table, updates, |table| missing.iter().all(|tag| is_there(table, tag))).await
-}
-
-/// Every file of the target must still be there: a commit that names lost files would make the table unreadable (E4).
-async fn check_files(maintainer: &Maintainer, table: &LoadedTable, target: i64) -> Result<(), Problem> {
-    let live = LiveFiles::load(&maintainer.storage, table, Some(target)).await?;
-    let data =
-        live.data.iter().flat_map(|(path, file)| std::iter::once(path.clone()).chain(file.deletes.iter().cloned()));
-    let files: Vec<String> = data.collect();
-    let missing: Vec<String> = stream::iter(files)
-        .map(|path| {
-            let storage = maintainer.storage.clone();
-            async move {
-                let look = tokio::task::spawn_blocking(move || {
-                    let there = storage.length(&path)?.is_some();
-                    Ok::<_, Problem>((!there).then_some(path))
-                });
-                look.await.map_err(|_| Problem::retry("INTERRUPTED", "", "looking was interrupted"))?
-            }
-        })
-        .buffer_unordered(FILES_AT_ONCE)
-        .try_filter_map(|missing| async move { Ok(missing) })
-        .try_collect()
-        .await?;
-    match missing.first() {
-        None => Ok(()),
-        Some(first) => {
-            let message = format!("{} files of snapshot {target} are gone, {first} among them", missing.len());
-            let remedy = "roll back to another snapshot, or resync the table";
-            Err(Problem::halt("TARGET_INCOMPLETE", table.name.to_string(), message, remedy))
-        }
-    }
 }
 
 /// The position that the rows of a snapshot are of: its own, or that of the snapshot whose rows it has. `None` where what

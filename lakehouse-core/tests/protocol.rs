@@ -1,6 +1,6 @@
 //! The rules of the commit protocol, one by one: tests named in its section G, and those that a rule asks for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,11 @@ use crate::support::{Violation, block_on};
 use iceberg::TableUpdate;
 use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use lakehouse_core::commit::properties::{BATCH, FORMAT, SOURCE as SOURCE_PROPERTY};
-use lakehouse_core::commit::{Control, ControlState, Cut, recorded_cuts};
+use lakehouse_core::commit::{Control, ControlState, Cut, GiveWay, Maintainer, recorded_cuts};
 use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
+use lakehouse_core::rollback;
 use lakehouse_core::schema::TableName;
 use lakehouse_core::source::SourceEvent;
 
@@ -295,6 +297,28 @@ fn there_is_no_cut_while_a_table_is_ahead_of_it() {
         let cuts: Vec<Position> = recorded_cuts(&table).iter().map(|cut| cut.position).collect();
         assert!(cuts.iter().all(|&cut| cut == world.script.consistent_point || cut >= ahead), "{cuts:?}");
         checked(&world).await;
+    });
+}
+
+#[test]
+fn a_rollback_asked_for_while_a_table_is_ahead_waits_for_a_cut() {
+    block_on(async {
+        let world = torn(&[&[FIRST, SECOND], &[FIRST, SECOND]]).await;
+        let (catalog, storage) = (Arc::clone(&world.catalog), world.storage.clone());
+        let maintainer = Maintainer { catalog, storage, give_way: GiveWay::default(), planted: Planted::none() };
+        let name = TableName::new("lake", "first");
+        let table = maintainer.load(&name, None).await.unwrap();
+        let mut known = in_order(&table).into_iter().map(|snapshot| snapshot.snapshot_id());
+        let copied = known.find(|id| rollback::rows_position(&table, *id).is_some()).unwrap();
+        assert_ne!(table.snapshot_id(), Some(copied));
+        let targets = BTreeMap::from([(name, copied)]);
+        let code = async || {
+            let control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.unwrap();
+            rollback::plan(&control, &maintainer, &targets).await.map_or_else(|problem| problem.code, |_| "")
+        };
+        assert_eq!(code().await, "CUT_NOT_REACHED");
+        checked_after(&world, Worker::plain(1)).await;
+        assert_eq!(code().await, "");
     });
 }
 

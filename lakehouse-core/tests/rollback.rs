@@ -5,9 +5,11 @@
 //! `LAKEHOUSE_SEEDS` sets how many, `LAKEHOUSE_SEED` the first; all 2,000 are for the long tier.
 
 use crate::support;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::between::{Between, Meddler};
 use crate::support::check::{difference, in_order};
@@ -17,19 +19,23 @@ use crate::support::{Violation, block_on, ensure, reading};
 use async_trait::async_trait;
 use fastrand::Rng;
 use futures::{StreamExt, stream};
+use iceberg::spec::{NestedField, PrimitiveType, Schema, Type};
 use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::properties::{POSITION, TableState};
 use lakehouse_core::commit::{
-    CONTROL_NAMESPACE, Control, ControlState, Exit, GiveWay, Journal, Maintainer, Release, RequestDigest, Stage,
-    recorded_operations,
+    CONTROL_NAMESPACE, Control, ControlState, Exit, GiveWay, Journal, Maintainer, Release, RequestDigest, RolledTable,
+    Stage, named_snapshots, recorded_operations,
 };
 use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::lakehouse::ROLLBACK_TAGS;
+use lakehouse_core::live::{LiveFile, LiveFiles};
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::rollback::{self, Asked};
 use lakehouse_core::schema::TableName;
-use lakehouse_core::storage::Storage;
+use lakehouse_core::storage::{Storage, local_path};
+use maintenance::expire::{self, Retention, Snapshots};
 use testkit::tier;
 use tokio::sync::Mutex;
 
@@ -375,29 +381,157 @@ fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
     assert!([begun, rolled_back, turned_back, released, died].iter().all(|counter| told(counter) >= few));
 }
 
+/// A table that was copied and changed once, and the end of its copy as where it can go back to.
+async fn changed_once() -> (World, Maintainer, BTreeMap<TableName, i64>) {
+    let mut database = Database::new(vec![Table::new("public.first", Identity::Key).with_history()]);
+    database.transaction(|tx| tx.insert(0, plain(1, "copied", 1)));
+    database.copy_here();
+    database.transaction(|tx| tx.insert(0, plain(2, "new", 2)));
+    let world = World::new(database.done());
+    world.incarnation(&Worker::plain(0), &Arc::default()).await.expect("a life");
+
+    let (catalog, storage) = (Arc::clone(&world.catalog), world.storage.clone());
+    let maintainer = Maintainer { catalog, storage, give_way: GiveWay::default(), planted: Planted::none() };
+    let name = TableName::new("lake", "first");
+    let table = maintainer.load(&name, None).await.expect("a mirror");
+    let copied = in_order(&table).into_iter().find(|snapshot| {
+        let id = snapshot.snapshot_id();
+        table.snapshot_id() != Some(id) && rollback::rows_position(&table, id).is_some()
+    });
+    (world, maintainer, BTreeMap::from([(name, copied.expect("the copy's end").snapshot_id())]))
+}
+
+async fn control_of(world: &World) -> Control {
+    Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.expect("a control table")
+}
+
+/// The operation `one`, at its end: the table is held.
+async fn rolled_back(world: &World, maintainer: &Maintainer, targets: &BTreeMap<TableName, i64>) -> RolledTable {
+    let mut control = control_of(world).await;
+    let plan = rollback::plan(&control, maintainer, targets).await.expect("a plan");
+    let asked = Asked { id: "one".to_owned(), by: "test".to_owned(), reason: "test".to_owned(), request: None };
+    rollback::begin(&mut control, &plan, &asked).await.expect("begun");
+    let done = rollback::finish(PIPELINE, maintainer, "one").await.expect("its end");
+    assert_eq!(done.stage, Stage::RolledBack);
+    plan.tables["lake.first"].clone()
+}
+
+/// Everything leaves the table's metadata that may so long from now.
+async fn let_go(maintainer: &Maintainer, name: &TableName, later: Duration) -> LoadedTable {
+    let table = maintainer.load(name, None).await.expect("a mirror");
+    let none = Duration::ZERO;
+    let retention = Retention { dense: none, min_snapshots: 1, hourly: none, daily: none };
+    let then = (SystemTime::now() + later).duration_since(UNIX_EPOCH).expect("a time behind 1970").as_millis();
+    let then = i64::try_from(then).expect("milliseconds");
+    let expiry = expire::plan(&Snapshots::of(&table), &HashSet::new(), &retention, then);
+    if !expiry.is_empty() {
+        let done = maintainer.change_metadata(&table, expiry.updates(&table), |table| expiry.is_done(table)).await;
+        assert!(done.expect("a catalog"), "nobody else is there");
+    }
+    maintainer.load(name, Some(&table)).await.expect("a mirror")
+}
+
+#[test]
+fn target_and_old_head_stay_while_a_table_is_held_and_for_their_time_behind_it() {
+    block_on(async {
+        let (world, maintainer, targets) = changed_once().await;
+        let name = TableName::new("lake", "first");
+        let rolled = rolled_back(&world, &maintainer, &targets).await;
+        let (undo, target) = (rolled.head.parse::<i64>().expect("an id"), targets[&name]);
+        let tags = |table: &LoadedTable| {
+            let named = named_snapshots(table);
+            let has = |id: i64, tag: &str| named.get(&id).is_some_and(|names| names.iter().any(|name| name == tag));
+            [has(undo, "undo/one"), has(target, "target/one")]
+        };
+        let kept = |table: &LoadedTable| [undo, target].map(|id| table.metadata.snapshot_by_id(id).is_some());
+
+        let held = let_go(&maintainer, &name, 500 * ROLLBACK_TAGS).await;
+        assert_eq!((tags(&held), kept(&held)), ([true; 2], [true; 2]), "ten years, and the table is held");
+
+        let after = rolled.target_position.expect("the copy's position");
+        let release = Release { operation: "one".to_owned(), after, exit: Exit::Replay, leave_out: Default::default() };
+        let releases = BTreeMap::from([(rolled.source.clone(), release)]);
+        control_of(&world).await.release(releases).await.expect("asked for");
+        world.incarnation(&Worker::plain(1), &Arc::default()).await.expect("a life");
+        let released = let_go(&maintainer, &name, ROLLBACK_TAGS - Duration::from_secs(3_600)).await;
+        assert_eq!((tags(&released), kept(&released)), ([true; 2], [true; 2]), "its time is not over");
+        let again =
+            rollback::turn_back(&mut control_of(&world).await, "one", "test").await.expect_err("it is released");
+        assert!(again.code == "NOT_HELD" && again.remedy.contains("undo/one"), "{again:?}");
+        // That way is open: another operation (protocol E7 g).
+        let back = BTreeMap::from([(name.clone(), undo)]);
+        rollback::plan(&control_of(&world).await, &maintainer, &back).await.expect("a plan");
+
+        let closed = let_go(&maintainer, &name, ROLLBACK_TAGS + Duration::from_secs(3_600)).await;
+        assert_eq!((tags(&closed), kept(&closed)), ([false; 2], [false; 2]), "its time is over");
+        let gone = rollback::plan(&control_of(&world).await, &maintainer, &back).await.expect_err("it has expired");
+        assert_eq!(gone.code, "SNAPSHOT_UNKNOWN");
+    });
+}
+
+#[test]
+fn an_undo_makes_the_files_and_the_schema_of_the_old_head_current() {
+    block_on(async {
+        let (world, maintainer, targets) = changed_once().await;
+        let look = async || {
+            let table = maintainer.load(&TableName::new("lake", "first"), None).await.expect("a mirror");
+            let live = LiveFiles::load(&world.storage, &table, table.snapshot_id()).await.expect("its files");
+            let deletes = |file: &LiveFile| file.deletes.iter().cloned().collect::<BTreeSet<_>>();
+            let files: BTreeMap<_, _> = live.data.iter().map(|(path, file)| (path.clone(), deletes(file))).collect();
+            (table.snapshot_id(), files, table.metadata.current_schema_id())
+        };
+        let before = look().await;
+        rolled_back(&world, &maintainer, &targets).await;
+        let held = look().await;
+        assert!(held.1 != before.1, "the target has other files");
+        rollback::turn_back(&mut control_of(&world).await, "one", "test").await.expect("it goes back");
+        let undone = rollback::finish(PIPELINE, &maintainer, "one").await.expect("its end");
+        assert_eq!(undone.stage, Stage::Released);
+        let after = look().await;
+        assert_eq!((&after.1, after.2), (&before.1, before.2));
+        assert!(after.0 != before.0 && after.0 != held.0, "by a snapshot of its own");
+    });
+}
+
+#[test]
+fn a_target_that_the_table_cannot_have_is_refused() {
+    block_on(async {
+        let (world, maintainer, targets) = changed_once().await;
+        let name = TableName::new("lake", "first");
+        let code = async || {
+            let planned = rollback::plan(&control_of(&world).await, &maintainer, &targets).await;
+            planned.map_or_else(|problem| problem.code, |_| "")
+        };
+        assert_eq!(code().await, "");
+        // Another engine wants of every row what the target's rows do not have.
+        let table = maintainer.load(&name, None).await.expect("a mirror");
+        let now = table.metadata.current_schema();
+        let column =
+            NestedField::required(table.metadata.last_column_id() + 1, "wanted", Type::Primitive(PrimitiveType::Long));
+        let fields = now.as_struct().fields().iter().cloned().chain([Arc::new(column)]);
+        let schema =
+            Schema::builder().with_fields(fields).with_schema_id(now.schema_id() + 1).build().expect("a schema");
+        let updates = vec![TableUpdate::AddSchema { schema }, TableUpdate::SetCurrentSchema { schema_id: -1 }];
+        assert!(maintainer.change_metadata(&table, updates, |_| false).await.expect("a catalog"));
+        assert_eq!(code().await, "TARGET_SCHEMA");
+
+        let table = maintainer.load(&name, Some(&table)).await.expect("a mirror");
+        let updates = vec![TableUpdate::SetCurrentSchema { schema_id: now.schema_id() }];
+        assert!(maintainer.change_metadata(&table, updates, |_| false).await.expect("a catalog"));
+        assert_eq!(code().await, "");
+        // A file is lost.
+        let live = LiveFiles::load(&world.storage, &table, Some(targets[&name])).await.expect("the target's files");
+        let file = live.data.keys().next().expect("a data file");
+        fs::remove_file(local_path(file).expect("a local file")).expect("it was there");
+        assert_eq!(code().await, "TARGET_INCOMPLETE");
+    });
+}
+
 #[test]
 fn a_request_that_is_repeated_begins_one_operation() {
     block_on(async {
-        let mut database = Database::new(vec![Table::new("public.first", Identity::Key).with_history()]);
-        database.transaction(|tx| tx.insert(0, plain(1, "copied", 1)));
-        database.copy_here();
-        database.transaction(|tx| tx.insert(0, plain(2, "new", 2)));
-        let world = World::new(database.done());
-        world.incarnation(&Worker::plain(0), &Arc::default()).await.expect("a life");
-
-        let (catalog, storage) = (Arc::clone(&world.catalog), world.storage.clone());
-        let maintainer = Maintainer { catalog, storage, give_way: GiveWay::default(), planted: Planted::none() };
-        let open = async || {
-            let control = Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await;
-            control.expect("a control table")
-        };
-        let name = TableName::new("lake", "first");
-        let table = world.catalog.load(&name, None).await.expect("a catalog").expect("a mirror");
-        let copied = in_order(&table).into_iter().find(|snapshot| {
-            let id = snapshot.snapshot_id();
-            table.snapshot_id() != Some(id) && rollback::rows_position(&table, id).is_some()
-        });
-        let targets = BTreeMap::from([(name, copied.expect("the copy's end").snapshot_id())]);
+        let (world, maintainer, targets) = changed_once().await;
+        let open = async || control_of(&world).await;
         let plan = rollback::plan(&open().await, &maintainer, &targets).await.expect("a plan");
 
         let request = |key: &str, content: &str| RequestDigest { key: key.to_owned(), content: content.to_owned() };

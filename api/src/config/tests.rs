@@ -546,11 +546,12 @@ fn an_audit_trail_has_a_file_beside_the_configuration_or_is_none() {
 }
 
 /// Keys of all types: place in the answer, default, and values as TOML.
-const KEYS: [(&str, &str, &[&str]); 7] = [
+const KEYS: [(&str, &str, &[&str]); 8] = [
     ("pipelines.app.commit_interval_seconds", "5", &["1", "77", "600"]),
     ("pipelines.app.history", "true", &["false", "true"]),
     ("pipelines.app.namespace", "\"app\"", &["\"n1\"", "\"n_2\"", "\"3\"", "\"true\""]),
     ("pipelines.app.memory", "\"512MiB\"", &["\"1GiB\"", "\"64MiB\""]),
+    ("pipelines.app.rollback_tags", "\"7d\"", &["\"30d\"", "\"90s\""]),
     ("pipelines.app.postgres.port", "5432", &["1", "5433"]),
     ("pipelines.app.postgres.tables", "[\"public.*\"]", &["[\"a.b\"]", "[\"a.*\", \"b.c\"]"]),
     ("maintenance.every", "\"1m\"", &["\"2s\"", "\"7d\""]),

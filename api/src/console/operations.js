@@ -7,7 +7,7 @@ import { abort, accept, replay, resync, undo } from "./verbs.js";
 import { look, watch } from "./watch.js";
 import { code, state, time } from "./words.js";
 
-const FORWARD = ["forward", "rolled_back"];
+const FORWARD = ["forward", "rolled_back", "closed"];
 const BACK = ["back", "released"];
 // Between two looks at an operation that is under way, in milliseconds.
 const POLL = 1_000;
@@ -16,6 +16,7 @@ const STAGES = {
   rolled_back: "Every table stands at its target.",
   back: "The tables go back to the rows that they had.",
   released: "Every table has the rows that it had before.",
+  closed: "No table is held any more, and the tags of the operation are gone.",
 };
 
 export async function operationsView(main, _, signal) {

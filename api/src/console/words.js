@@ -16,6 +16,7 @@ const STATES = {
   back: ["◀", "busy"],
   rolled_back: ["‖", "warn"],
   released: ["●", "good"],
+  closed: ["○", "quiet"],
 };
 
 export function state(word) {

@@ -215,7 +215,7 @@ async fn back(
         if verb == "abort" {
             check_open(&journal)?;
         }
-        turn_back(&own.lake, &pipeline, &id, &reason).await.map_err(of_a_known_one)?;
+        turn_back(&own.lake, &pipeline, &journal, &reason).await.map_err(of_a_known_one)?;
         let (pipeline, journal) = own.operation(&id).await?;
         Ok(Operation::new(&pipeline, journal))
     };

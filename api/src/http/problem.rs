@@ -94,6 +94,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
             "NOT_OPEN",
             "NO_CUT",
             "NO_HISTORY",
+            "OPERATION_CLOSED",
             "OPERATION_UNKNOWN",
             "REPLAY_IMPOSSIBLE",
             "ROLLBACK_OPEN",
@@ -101,6 +102,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
             "TAG_LIMIT",
             "TARGET_INCOMPLETE",
             "TARGET_IS_HEAD",
+            "TARGET_SCHEMA",
         ],
     ),
     // Not what somebody has looked at.
@@ -293,6 +295,7 @@ mod tests {
             ("ROLLBACK_OPEN", 409),
             ("NOT_HELD", 409),
             ("NO_HISTORY", 409),
+            ("OPERATION_CLOSED", 409),
             ("TABLE_MOVED", 412),
             ("TAG_MOVED", 412),
             ("TAG_NAME", 400),

@@ -24,13 +24,24 @@ pub(crate) fn check_open(journal: &Journal) -> Result<(), Failure> {
     Err(Failure::failed("NOT_OPEN", &journal.id, "the operation has come to its end", remedy))
 }
 
+/// Behind its end an operation has no way out any more.
+fn check_not_closed(journal: &Journal) -> Result<(), Failure> {
+    if journal.stage != Stage::Closed {
+        return Ok(());
+    }
+    let message = "its tables are held no more, and the time of its tags is over";
+    let remedy = "roll back to another snapshot; `lakehouse snapshots` lists those that are kept";
+    Err(Failure::failed("OPERATION_CLOSED", &journal.id, message, remedy))
+}
+
 /// Turns an open operation back, or begins to undo one whose tables are held. [`super::rollback::finish`] ends it.
 ///
 /// # Errors
-/// `OPERATION_UNKNOWN` for one that is not the last; `NOT_HELD` once its tables go on.
-pub(crate) async fn turn_back(lake: &Lake, pipeline: &str, id: &str, reason: &str) -> Result<(), Failure> {
-    on_control(lake, pipeline, (id, reason), |control, (id, reason)| rollback::turn_back(control, id, reason).boxed())
-        .await
+/// `OPERATION_CLOSED`; `OPERATION_UNKNOWN` for one that is not the last; `NOT_HELD` once its tables go on.
+pub(crate) async fn turn_back(lake: &Lake, pipeline: &str, journal: &Journal, reason: &str) -> Result<(), Failure> {
+    check_not_closed(journal)?;
+    let known = (journal.id.as_str(), reason);
+    on_control(lake, pipeline, known, |control, (id, reason)| rollback::turn_back(control, id, reason).boxed()).await
 }
 
 /// Which tables of an operation are going to be released, and how.
@@ -45,8 +56,9 @@ impl Releases {
     /// Of all tables of the operation, or of those that are named.
     ///
     /// # Errors
-    /// `NOT_HELD` by the operation's stage; `REPLAY_IMPOSSIBLE`; `TABLE_UNKNOWN` where none of the names is among them.
+    /// `OPERATION_CLOSED`, `NOT_HELD` by the operation's stage; `REPLAY_IMPOSSIBLE`; `TABLE_UNKNOWN` where none of the names is among them.
     pub(crate) fn of(journal: &Journal, exit: Exit, only: &[TableName], leave_out: &LeaveOut) -> Result<Self, Failure> {
+        check_not_closed(journal)?;
         if journal.stage != Stage::RolledBack {
             let message = format!("the operation is {}", journal.stage.as_str());
             return Err(Failure::failed("NOT_HELD", &journal.id, message, "see `lakehouse operations`"));

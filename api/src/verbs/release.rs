@@ -31,7 +31,7 @@ pub(super) async fn undo(context: &Context, arguments: &OfOperation, verb: &'sta
     let detail = json!({"pipeline": name, "stage": journal.stage, "tables": journal.tables});
     let intent = context.intent(verb, &journal.id, Some(&arguments.reason), detail).await?;
     let ended = async {
-        turn_back(&lake, name, &journal.id, &arguments.reason).await?;
+        turn_back(&lake, name, &journal, &arguments.reason).await?;
         operate::rollback::finish(&lake, name, &journal.id).await
     }
     .await;

@@ -60,13 +60,17 @@ impl Books {
 
     /// The metadata file's snapshots of a table, in the order in which they were committed.
     pub(crate) async fn snapshots(&mut self, site: &Site, table: &str) -> Vec<Value> {
+        snapshots_of(&self.metadata(site, table).await)
+    }
+
+    /// The metadata file of a table.
+    pub(crate) async fn metadata(&mut self, site: &Site, table: &str) -> Value {
         let metadata = self.judge.metadata(&site.database(), table).await;
         // Spark says file:/path where others say file:///path.
         let path = metadata.strip_prefix("file:").unwrap_or(&metadata);
         let path = path.strip_prefix("//").unwrap_or(path);
         let text = fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let metadata: Value = serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
-        snapshots_of(&metadata)
+        serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 }
 

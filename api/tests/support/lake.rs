@@ -96,6 +96,7 @@ pub(crate) async fn open(installation: &Installation, start: Position, schemas: 
         sync_local_state: false,
         tables_at_once: TABLES_AT_ONCE,
         owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
+        rollback_tags: lakehouse_core::lakehouse::ROLLBACK_TAGS,
         give_way: GiveWay::default(),
         planted: Planted::none(),
     };

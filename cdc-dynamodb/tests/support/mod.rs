@@ -19,7 +19,7 @@ use lakehouse_core::catalog::{Catalog, SqliteCatalog};
 use lakehouse_core::commit::{ControlState, Cut, GiveWay};
 use lakehouse_core::copy::CopyObserver;
 use lakehouse_core::error::{Problem, Reaction};
-use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL};
+use lakehouse_core::lakehouse::{Environment, OWNER_INTERVAL, ROLLBACK_TAGS};
 use lakehouse_core::pipeline::Limits;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::read::{Projection, TableReader};
@@ -133,6 +133,7 @@ impl Lake {
             sync_local_state: false,
             tables_at_once: 2,
             owner_interval: OWNER_INTERVAL,
+            rollback_tags: ROLLBACK_TAGS,
             give_way: GiveWay::default(),
             planted: self.planted,
         }

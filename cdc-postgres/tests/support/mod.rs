@@ -126,6 +126,7 @@ impl Lake {
             sync_local_state: true,
             tables_at_once: TABLES_AT_ONCE,
             owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
+            rollback_tags: lakehouse_core::lakehouse::ROLLBACK_TAGS,
             give_way: GiveWay::default(),
             planted: self.planted,
         }

@@ -71,6 +71,8 @@ pub enum Stage {
     RolledBack,
     /// Every table has the rows that it had before.
     Released,
+    /// No table is held, and the time of its tags is over. In no journal: it is told by the tables (protocol E6).
+    Closed,
 }
 
 impl Stage {
@@ -85,6 +87,7 @@ impl Stage {
             Stage::Back => "back",
             Stage::RolledBack => "rolled_back",
             Stage::Released => "released",
+            Stage::Closed => "closed",
         }
     }
 }

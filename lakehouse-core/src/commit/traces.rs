@@ -1,7 +1,10 @@
 //! What a rollback leaves on a table beside its rows, and how it goes again: tags, and the mark of a divergence.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use iceberg::TableUpdate;
-use iceberg::spec::SnapshotRef;
+use iceberg::spec::{SnapshotRef, SnapshotReference, SnapshotRetention};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{OperationMark, target_tag, undo_tag};
@@ -45,11 +48,33 @@ impl Divergence {
     }
 }
 
-/// Tags of an operation that holds the table no more (protocol E6).
+/// Tags of an operation that has been taken back: there is nothing left to go back from.
 pub(crate) fn without_tags(table: &LoadedTable, operation: &str) -> Vec<TableUpdate> {
-    let there = references(table);
-    let tags = [undo_tag(operation), target_tag(operation)].into_iter().filter(|tag| there.contains_key(tag));
-    tags.map(|ref_name| TableUpdate::RemoveSnapshotRef { ref_name }).collect()
+    tags_of(table, operation).into_keys().map(|ref_name| TableUpdate::RemoveSnapshotRef { ref_name }).collect()
+}
+
+/// Tags of an operation that holds the table no more stay for so long (protocol E6). It is an age of Iceberg's own, so
+/// whoever expires the table's snapshots closes the operation, another engine too; while a table is held they have none. A
+/// tag that has an age keeps it: it may be gone before this is committed.
+pub(crate) fn with_aged_tags(table: &LoadedTable, operation: &str, keep: Duration) -> Vec<TableUpdate> {
+    let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+    let now = chrono::Utc::now().timestamp_millis();
+    let aged = |(ref_name, reference): (String, SnapshotReference)| {
+        // The age of a tag counts from its snapshot's time.
+        let at = table.metadata.snapshot_by_id(reference.snapshot_id)?.timestamp_ms();
+        let max_ref_age_ms = Some(now.saturating_sub(at).saturating_add(keep).max(1));
+        let reference = SnapshotReference { retention: SnapshotRetention::Tag { max_ref_age_ms }, ..reference };
+        Some(TableUpdate::SetSnapshotRef { ref_name, reference })
+    };
+    let is_held = |retention: &SnapshotRetention| matches!(retention, SnapshotRetention::Tag { max_ref_age_ms: None });
+    let held = tags_of(table, operation).into_iter().filter(|(_, reference)| is_held(&reference.retention));
+    held.filter_map(aged).collect()
+}
+
+fn tags_of(table: &LoadedTable, operation: &str) -> BTreeMap<String, SnapshotReference> {
+    let mut there = references(table);
+    let tags = [undo_tag(operation), target_tag(operation)];
+    tags.into_iter().filter_map(|tag| there.remove_entry(&tag)).collect()
 }
 
 /// The table is not where a rollback has put it any more.
@@ -62,10 +87,10 @@ pub(crate) fn converged(table: &LoadedTable) -> Option<TableUpdate> {
     without(table, DIVERGED)
 }
 
-/// The rows are copied anew: nothing is left of what has been done to those before.
-pub(crate) fn without_traces(table: &LoadedTable) -> Result<Vec<TableUpdate>, Problem> {
+/// The rows are copied anew: of what has been done to those before nothing is left but tags, for so long.
+pub(crate) fn without_traces(table: &LoadedTable, keep: Duration) -> Result<Vec<TableUpdate>, Problem> {
     let mark = OperationMark::of(table)?;
-    let mut updates = mark.map(|mark| without_tags(table, &mark.id)).unwrap_or_default();
+    let mut updates = mark.map(|mark| with_aged_tags(table, &mark.id, keep)).unwrap_or_default();
     updates.extend(without_rollback(table));
     updates.extend(converged(table));
     Ok(updates)

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iceberg::TableUpdate;
 use tracing::{error, info};
@@ -13,7 +14,7 @@ use tracing::{error, info};
 use super::{CapturedTable, Lakehouse};
 use crate::commit::{
     Advance, CHANGES_MISSED, Counts, Divergence, Exit, FileChange, Mark, OperationMark, Release, TableCommit,
-    converged, properties, without_rollback, without_tags,
+    converged, properties, with_aged_tags, without_rollback,
 };
 use crate::error::{Problem, Reaction};
 use crate::fold::{Range, history_begins};
@@ -110,7 +111,7 @@ impl Lakehouse {
         let commit = commit.unwrap_or_else(|| {
             TableCommit::new(FileChange::default(), Advance::Changes { to: up_to }, Counts::default())
         });
-        let commit = TableCommit { lanes, beside: marks(&mirror, release)?, ..commit };
+        let commit = TableCommit { lanes, beside: marks(&mirror, release, self.environment.rollback_tags)?, ..commit };
         let change = commit.change.clone();
         let landed = self.committer.commit(&mut mirror.table, commit).await?;
         tokio::task::block_in_place(|| mirror.landed(&landed, &change))?;
@@ -137,12 +138,12 @@ fn apply(
     Ok(rows)
 }
 
-/// What the table says of itself from now on, and the tags that nobody needs any more (protocol E6).
-fn marks(mirror: &Mirror, release: &Release) -> Result<Vec<TableUpdate>, Problem> {
+/// What the table says of itself from now on, and how long its tags stay (protocol E6).
+fn marks(mirror: &Mirror, release: &Release, keep: Duration) -> Result<Vec<TableUpdate>, Problem> {
     let loaded = &mirror.table.loaded;
     let mark = OperationMark { id: release.operation.clone(), mark: Mark::CaughtUp };
     let mut set = HashMap::from([(properties::OPERATION.to_owned(), mark.text())]);
-    let mut updates = without_tags(loaded, &release.operation);
+    let mut updates = with_aged_tags(loaded, &release.operation, keep);
     if release.exit == Exit::Accept || !release.leave_out.is_empty() {
         let divergence = Divergence::begin(loaded, release.after)?;
         set.insert(properties::DIVERGED.to_owned(), divergence.text());

@@ -116,6 +116,7 @@ impl Lake {
             sync_local_state: false,
             tables_at_once: 1,
             owner_interval: lakehouse_core::lakehouse::OWNER_INTERVAL,
+            rollback_tags: lakehouse_core::lakehouse::ROLLBACK_TAGS,
             give_way: GiveWay::default(),
             planted,
         };

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use lakehouse_core::catalog::{Catalog, SqliteCatalog};
 use lakehouse_core::commit::{Control, GiveWay};
 use lakehouse_core::error::{Problem, Reaction};
-use lakehouse_core::lakehouse::{Environment, Lakehouse, OWNER_INTERVAL};
+use lakehouse_core::lakehouse::{Environment, Lakehouse, OWNER_INTERVAL, ROLLBACK_TAGS};
 use lakehouse_core::pipeline::{Limits, run};
 use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
@@ -166,6 +166,7 @@ impl World {
             sync_local_state: false,
             tables_at_once: 1,
             owner_interval: self.owner_interval,
+            rollback_tags: ROLLBACK_TAGS,
             give_way: self.give_way.clone(),
             planted: self.planted,
         };
