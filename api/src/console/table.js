@@ -37,6 +37,7 @@ export async function tableView(main, [namespace, name], signal, asked) {
   const stands = () => ownerOf(full);
   const isMirror = () => described?.kind === "mirror";
   const canRollBack = () => operates() && isMirror() && stands() !== null;
+  const canTag = () => operates() && described.kind !== "other";
 
   const drawHead = () => {
     if (described === null) return;
@@ -89,7 +90,14 @@ export async function tableView(main, [namespace, name], signal, asked) {
     // The address says what is picked, and the way back is not filled with it.
     history.replaceState(null, "", link(["tables", namespace, name], { snapshot: id }));
     drawPast();
-    pick(picked, { full, snapshots, id, signal, rollBack: canRollBack() ? stands().pipeline.name : null });
+    pick(picked, {
+      full,
+      snapshots,
+      id,
+      signal,
+      rollBack: canRollBack() ? stands().pipeline.name : null,
+      tagged: canTag() ? tagged : null,
+    });
     picked.querySelector("h2")?.focus({ preventScroll: true });
     picked.scrollIntoView({ block: "start" });
   };
@@ -136,7 +144,8 @@ export async function tableView(main, [namespace, name], signal, asked) {
     );
   };
 
-  const load = async () => {
+  // What is told where the table was shown already.
+  const load = async news => {
     try {
       const [now, then, named] = await Promise.all([
         get(at, signal),
@@ -153,19 +162,24 @@ export async function tableView(main, [namespace, name], signal, asked) {
         if (snapshots.some(one => one.snapshot_id === chosen)) choose(chosen);
         else if (chosen) picked.append(empty(`Snapshot ${chosen} is not kept any more.`));
       } else {
-        tell("There is a newer snapshot.");
+        tell(news);
       }
     } catch (error) {
       if (error.name !== "AbortError") redraw(described === null ? head : more, trouble(error));
       if (described === null) past.replaceChildren();
     }
   };
+  const tagged = async () => {
+    await load("The tags are as you wanted them.");
+    if (!signal.aborted && snapshots.some(one => one.snapshot_id === chosen)) choose(chosen);
+  };
   await load();
   watch(signal, () => {
     drawHead();
     drawPlots();
     const own = stands()?.table;
-    if (me !== null && described !== null && own && own.snapshot_id !== described.snapshot_id) load();
+    if (me !== null && described !== null && own && own.snapshot_id !== described.snapshot_id)
+      load("There is a newer snapshot.");
   });
 }
 

@@ -20,7 +20,7 @@ const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PAGE: &str = include_str!("../console/index.html");
 
 /// By their names below `/console`.
-const ASSETS: [(&str, &str, &str); 19] = [
+const ASSETS: [(&str, &str, &str); 20] = [
     ("console.css", CSS, include_str!("../console/console.css")),
     ("console.js", JAVASCRIPT, include_str!("../console/console.js")),
     ("api.js", JAVASCRIPT, include_str!("../console/api.js")),
@@ -35,6 +35,7 @@ const ASSETS: [(&str, &str, &str); 19] = [
     ("rollback.js", JAVASCRIPT, include_str!("../console/rollback.js")),
     ("snapshot.js", JAVASCRIPT, include_str!("../console/snapshot.js")),
     ("table.js", JAVASCRIPT, include_str!("../console/table.js")),
+    ("tags.js", JAVASCRIPT, include_str!("../console/tags.js")),
     ("target.js", JAVASCRIPT, include_str!("../console/target.js")),
     ("verbs.js", JAVASCRIPT, include_str!("../console/verbs.js")),
     ("watch.js", JAVASCRIPT, include_str!("../console/watch.js")),
