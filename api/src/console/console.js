@@ -4,8 +4,10 @@ import { events, me, signIn, signInAgain, signOut } from "./api.js";
 import { codeView } from "./codes.js";
 import { button, el } from "./dom.js";
 import { attempt, empty, field, form, trouble } from "./forms.js";
+import { maintenanceView } from "./maintenance.js";
 import { operationView, operationsView } from "./operations.js";
 import { overview } from "./overview.js";
+import { passView } from "./pass.js";
 import { rollbackView } from "./rollback.js";
 import { tableView } from "./table.js";
 import { forget, look } from "./watch.js";
@@ -16,12 +18,15 @@ const VIEWS = [
   ["rollback/*", "Roll back", rollbackView],
   ["operations", "Operations", operationsView],
   ["operations/*", "Operation", operationView],
+  ["maintenance", "Maintenance", maintenanceView],
+  ["maintenance/*", "Pass", passView],
   ["codes/*", "Code", codeView],
 ];
 const MAIN = document.getElementById("main");
 const NAVIGATION = [
   ["#/", "Overview"],
   ["#/operations", "Operations"],
+  ["#/maintenance", "Maintenance"],
 ];
 
 let leaving = new AbortController();

@@ -193,12 +193,12 @@ const references = refs =>
       );
 
 // What changes seldom: columns, and how well the table can be read.
-async function about(place, at, { columns, kind }, signal) {
+async function about(place, at, { table: name, columns, kind }, signal) {
   const row = one => [one.name, el("code", {}, one.type), one.required ? "required" : "", one.doc ?? ""];
   const health = el("div", {}, loading("Health"));
   const isMeasured = kind === "mirror" || kind === "history";
   place.append(
-    ...(isMeasured ? [el("h2", {}, "Health"), health] : []),
+    ...(isMeasured ? [el("h2", {}, "Health"), health, upkeep(name)] : []),
     el("h2", {}, "Columns"),
     table("Columns", ["Name", "Type", "", "At the source"], columns.map(row)),
   );
@@ -209,6 +209,9 @@ async function about(place, at, { columns, kind }, signal) {
     if (error.name !== "AbortError") health.replaceChildren(trouble(error));
   }
 }
+
+const upkeep = name =>
+  el("p", {}, el("a", { href: link(["maintenance"], { table: name }) }, "Maintenance of this table"));
 
 function measures(found) {
   const { compact, expire, clean } = found.owner;
@@ -221,6 +224,12 @@ function measures(found) {
     ["Upkeep by", owners],
     ["Data files", measured && `${count(found.data_files)}, ${bytes(found.bytes)}; ${count(found.small_files)} small`],
     ["Delete files", measured && `${count(found.delete_files)}, ${count(found.deleted_rows)} rows`],
+    [
+      "Deletes",
+      measured && `at most ${count(found.most_deletes_per_file)} of a file, ${count(found.dangling_deletes)} dangling`,
+    ],
+    ["Manifests", measured && `${count(found.manifests)}, ${bytes(found.manifest_bytes)}`],
+    ["Snapshots", measured && `${count(found.snapshots)}, ${bytes(found.metadata_bytes)} of metadata`],
     ["Debt", measured && bytes(found.debt_bytes)],
     [
       "Compacted",

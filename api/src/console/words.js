@@ -16,6 +16,9 @@ const STATES = {
   back: ["◀", "busy"],
   rolled_back: ["‖", "warn"],
   released: ["●", "good"],
+  running: ["▶", "busy"],
+  done: ["●", "good"],
+  failed: ["■", "bad"],
 };
 
 export function state(word) {

@@ -20,7 +20,7 @@ const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PAGE: &str = include_str!("../console/index.html");
 
 /// By their names below `/console`.
-const ASSETS: [(&str, &str, &str); 20] = [
+const ASSETS: [(&str, &str, &str); 22] = [
     ("console.css", CSS, include_str!("../console/console.css")),
     ("console.js", JAVASCRIPT, include_str!("../console/console.js")),
     ("api.js", JAVASCRIPT, include_str!("../console/api.js")),
@@ -28,8 +28,10 @@ const ASSETS: [(&str, &str, &str); 20] = [
     ("codes.js", JAVASCRIPT, include_str!("../console/codes.js")),
     ("dom.js", JAVASCRIPT, include_str!("../console/dom.js")),
     ("forms.js", JAVASCRIPT, include_str!("../console/forms.js")),
+    ("maintenance.js", JAVASCRIPT, include_str!("../console/maintenance.js")),
     ("operations.js", JAVASCRIPT, include_str!("../console/operations.js")),
     ("overview.js", JAVASCRIPT, include_str!("../console/overview.js")),
+    ("pass.js", JAVASCRIPT, include_str!("../console/pass.js")),
     ("plan.js", JAVASCRIPT, include_str!("../console/plan.js")),
     ("plot.js", JAVASCRIPT, include_str!("../console/plot.js")),
     ("rollback.js", JAVASCRIPT, include_str!("../console/rollback.js")),
