@@ -38,6 +38,18 @@ pub(super) struct PageWish {
     pub(super) page_token: Option<String>,
 }
 
+impl PageWish {
+    /// # Errors
+    /// `REQUEST_INVALID` beyond the bounds.
+    pub(super) fn size(&self) -> Result<usize, HttpProblem> {
+        let size = self.page_size.unwrap_or(PAGE_SIZE);
+        match (1..=LARGEST_PAGE).contains(&size) {
+            true => Ok(size),
+            false => Err(HttpProblem::invalid(format!("page_size: 1 to {LARGEST_PAGE}"))),
+        }
+    }
+}
+
 /// Some items of a list, in the order of their keys.
 #[derive(Debug)]
 pub(super) struct Page<T> {
@@ -81,14 +93,8 @@ impl PageKey {
         mut all: Vec<T>,
         key: impl Fn(&T) -> K,
     ) -> Result<Page<T>, HttpProblem> {
-        let size = wish.page_size.unwrap_or(PAGE_SIZE);
-        if !(1..=LARGEST_PAGE).contains(&size) {
-            return Err(HttpProblem::invalid(format!("page_size: 1 to {LARGEST_PAGE}")));
-        }
-        let after: Option<K> = match &wish.page_token {
-            Some(token) => Some(self.opened(list, token).ok_or_else(invalid)?),
-            None => None,
-        };
+        let size = wish.size()?;
+        let after: Option<K> = self.after(wish, list)?;
         all.retain(|item| after.as_ref().is_none_or(|after| key(item) > *after));
         all.sort_by_cached_key(&key);
         let more = all.len() > size;
@@ -97,7 +103,17 @@ impl PageKey {
         Ok(Page { items: all, next })
     }
 
-    fn token(&self, list: &[&str], key: &impl Serialize) -> String {
+    /// Where the page that is wished for begins; none for the first one.
+    ///
+    /// # Errors
+    /// `PAGE_TOKEN_INVALID` for a token that this list has not given.
+    pub(super) fn after<K: DeserializeOwned>(&self, wish: &PageWish, list: &[&str]) -> Result<Option<K>, HttpProblem> {
+        let token = wish.page_token.as_ref();
+        token.map(|token| self.opened(list, token).ok_or_else(invalid)).transpose()
+    }
+
+    /// Leads to the page that begins behind this key.
+    pub(super) fn token(&self, list: &[&str], key: &impl Serialize) -> String {
         let key = serde_json::to_string(key).expect("a key is plain data");
         let signature = hmac::sign(&self.0, signed(list, &key).as_bytes());
         URL_SAFE_NO_PAD.encode([signature.as_ref(), key.as_bytes()].concat())
@@ -116,7 +132,7 @@ fn signed(list: &[&str], key: &str) -> String {
     sha256_of_parts(&[list, &[key]].concat())
 }
 
-fn invalid() -> HttpProblem {
+pub(super) fn invalid() -> HttpProblem {
     let detail = "page_token: this list has not given it, or by another key; begin again without one";
     HttpProblem::new(StatusCode::BAD_REQUEST, "PAGE_TOKEN_INVALID", detail)
 }
