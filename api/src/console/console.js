@@ -9,6 +9,7 @@ import { maintenanceView } from "./maintenance.js";
 import { operationView, operationsView } from "./operations.js";
 import { overview } from "./overview.js";
 import { passView } from "./pass.js";
+import { quarantineView } from "./quarantine.js";
 import { rollbackView } from "./rollback.js";
 import { tableView } from "./table.js";
 import { forget, look } from "./watch.js";
@@ -16,6 +17,7 @@ import { forget, look } from "./watch.js";
 const VIEWS = [
   ["", "Overview", overview],
   ["tables/*/*", "Table", tableView],
+  ["tables/*/*/quarantine", "Quarantine", quarantineView],
   ["rollback/*", "Roll back", rollbackView],
   ["operations", "Operations", operationsView],
   ["operations/*", "Operation", operationView],

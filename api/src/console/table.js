@@ -4,6 +4,7 @@ import { get, list, me, operates, tableAt } from "./api.js";
 import { button, el, facts, link, redraw, right, rightHead, table, tell } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { changesPlot, lagPlot } from "./plot.js";
+import { quarantineLink } from "./quarantine.js";
 import { pick } from "./snapshot.js";
 import { resync } from "./verbs.js";
 import { ownerOf, watch, watched } from "./watch.js";
@@ -53,7 +54,10 @@ export async function tableView(main, [namespace, name], signal, asked) {
           described.committed_at ? [time(described.committed_at), ", ", ago(described.committed_at)] : "nothing yet",
         ],
         ["Rows", count(own?.rows ?? described.rows)],
-        ["In quarantine", own?.quarantined > 0 && count(own.quarantined)],
+        [
+          "In quarantine",
+          own?.quarantined > 0 && el("a", { id: "quarantine", href: quarantineLink(full) }, count(own.quarantined)),
+        ],
         ["Position", own?.position ?? described.position],
         ["Key", described.key.join(", ") || "none"],
       ]),

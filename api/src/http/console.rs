@@ -20,7 +20,7 @@ const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PAGE: &str = include_str!("../console/index.html");
 
 /// By their names below `/console`.
-const ASSETS: [(&str, &str, &str); 24] = [
+const ASSETS: [(&str, &str, &str); 25] = [
     ("console.css", CSS, include_str!("../console/console.css")),
     ("console.js", JAVASCRIPT, include_str!("../console/console.js")),
     ("api.js", JAVASCRIPT, include_str!("../console/api.js")),
@@ -36,6 +36,7 @@ const ASSETS: [(&str, &str, &str); 24] = [
     ("pass.js", JAVASCRIPT, include_str!("../console/pass.js")),
     ("plan.js", JAVASCRIPT, include_str!("../console/plan.js")),
     ("plot.js", JAVASCRIPT, include_str!("../console/plot.js")),
+    ("quarantine.js", JAVASCRIPT, include_str!("../console/quarantine.js")),
     ("rollback.js", JAVASCRIPT, include_str!("../console/rollback.js")),
     ("snapshot.js", JAVASCRIPT, include_str!("../console/snapshot.js")),
     ("table.js", JAVASCRIPT, include_str!("../console/table.js")),
