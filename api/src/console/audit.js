@@ -18,17 +18,17 @@ function shown(entries, { kept }) {
   if (!kept) return empty("No audit trail is kept: the configuration has no [audit].");
   if (entries.length === 0) return empty("No entries yet.");
   const row = one => [
-    right(one.sequence),
     time(one.at),
     one.kind,
-    one.principal === "" ? "nobody known" : one.principal,
-    one.via === "http" ? "HTTP" : "command line",
     one.action,
+    one.principal === "" ? "nobody known" : one.principal,
     one.subject,
     el("span", { class: "value" }, dash(one.reason)),
     el("code", { class: "value" }, JSON.stringify(one.detail)),
+    one.via === "http" ? "HTTP" : "command line",
     el("code", {}, one.request_id),
+    right(one.sequence),
   ];
-  const head = [rightHead("No."), "At", "Kind", "Who", "Via", "Action", "Subject", "Reason", "Detail", "Request"];
+  const head = ["At", "Kind", "Action", "Who", "Subject", "Reason", "Detail", "Via", "Request", rightHead("No.")];
   return table("Entries of the audit trail, newest first", head, entries.map(row), { class: "scrolls tall" });
 }

@@ -27,7 +27,7 @@ const VIEWS = [
   ["codes/*", "Code", codeView],
 ];
 const MAIN = document.getElementById("main");
-// With the only role that has it, where not all have.
+// Address, name, and the only role that has the view, where not all have.
 const NAVIGATION = [
   ["#/", "Overview"],
   ["#/operations", "Operations"],

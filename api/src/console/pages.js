@@ -1,6 +1,6 @@
 // A list that is too long to be read whole: its first page, and one more with each wish.
 
-import { el, button } from "./dom.js";
+import { button, el } from "./dom.js";
 import { attempt } from "./forms.js";
 
 // `read` gives the page of a token, `draw` shows all items that were read, with the last answer.
@@ -16,7 +16,7 @@ export async function readPages(place, key, read, draw) {
       items.push(...answer[key]);
       token = answer.next_page_token ?? "";
       shown.replaceChildren(draw(items, answer));
-      return token === "" ? undefined : more;
+      return token === "" ? undefined : el("div", { class: "buttons" }, more);
     });
   await next();
 }

@@ -55,13 +55,15 @@ function shown(pass) {
 
 function row({ table: name, code: why, outcome, before, after }) {
   const rewrites = outcome?.rewrites ?? [];
+  const fromTo = (before, after, shown) =>
+    rewrites.length === 0 ? "–" : `${shown(sum(rewrites, before))} → ${shown(sum(rewrites, after))}`;
   const score = measured => (typeof measured?.score === "number" ? measured.score.toFixed(0) : "–");
   return [
     el("a", { href: tableLink(name) }, name),
     why ? code(why) : outcome ? (outcome.expired === false ? "expiry overtaken" : "done") : "nothing to do",
     dash([...byReason(rewrites).keys()].join(", ") || null),
-    right(`${count(sum(rewrites, "input_files"))} → ${count(sum(rewrites, "output_files"))}`),
-    right(`${bytes(sum(rewrites, "input_bytes"))} → ${bytes(sum(rewrites, "output_bytes"))}`),
+    right(fromTo("input_files", "output_files", count)),
+    right(fromTo("input_bytes", "output_bytes", bytes)),
     right(count(outcome?.removed_files)),
     right(after ? `${score(before)} → ${score(after)}` : score(before)),
   ];

@@ -4,7 +4,7 @@ import { call, get, operates, tableAt } from "./api.js";
 import { button, el, table, tableLink } from "./dom.js";
 import { empty, loading, order } from "./forms.js";
 import { pageOf, readPages } from "./pages.js";
-import { code, count, dash, time } from "./words.js";
+import { code, dash, many, time } from "./words.js";
 
 export const quarantineLink = name => `${tableLink(name)}/quarantine`;
 
@@ -35,7 +35,7 @@ function shown(full, found, { quarantine, rows }, done) {
     time(one.committed_at),
     one.operation,
     el("code", { class: "value" }, one.key),
-    one.column,
+    el("span", { class: "value" }, one.column),
     code(one.code),
     el("span", { class: "value" }, one.reason),
     el("code", {}, dash(one.position)),
@@ -46,7 +46,7 @@ function shown(full, found, { quarantine, rows }, done) {
   return el(
     "div",
     {},
-    el("p", {}, `${count(rows)} rows in ${quarantine}, the newest first. A key is shown as its digest.`),
+    el("p", {}, `${many(rows, "row")} in ${quarantine}, the newest first. A key is shown as its digest.`),
     operates() &&
       el(
         "div",
