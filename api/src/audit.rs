@@ -11,6 +11,7 @@
 //! moved away ends its chain, and the next entry begins a new one.
 
 mod entry;
+mod page;
 mod refusals;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use tracing::error;
 use crate::config::AuditConfig;
 use crate::failure::Failure;
 use entry::Entry;
+pub(crate) use page::{Mark, Page, Recorded};
 use refusals::Refusals;
 pub(crate) use verify::{Expected, Report, verify};
 
@@ -125,6 +127,17 @@ impl Audit {
         match self.0.clone() {
             Some(trail) => blocking(move || trail::check(&trail.file, trail::deadline())).await,
             None => Ok(()),
+        }
+    }
+
+    /// Some entries, the newest first; `None` where the trail has no such mark any more.
+    ///
+    /// # Errors
+    /// `AUDIT_UNREADABLE`, `AUDIT_DAMAGED`.
+    pub(crate) async fn page(&self, from: Option<Mark>, most: usize) -> Result<Option<Page>, Failure> {
+        match self.0.clone() {
+            Some(trail) => blocking(move || page::read(&trail.file, from, most)).await,
+            None => Ok(from.is_none().then(Page::default)),
         }
     }
 

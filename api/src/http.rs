@@ -8,6 +8,7 @@
 //! answers (`coordinator.rs`). Connections are those of `listener.rs`, in TLS where the configuration has a certificate
 //! (`tls.rs`).
 
+mod audit;
 mod auth;
 mod body;
 mod console;

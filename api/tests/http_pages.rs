@@ -10,7 +10,7 @@ use lakehouse_core::catalog::{Catalog, Swap};
 use lakehouse_core::schema::TableName;
 use serde_json::{Value, json};
 
-use crate::http::{Service, anonymous, catalog, problem, text};
+use crate::http::{Service, anonymous, catalog, entries, problem, text, tokens};
 use crate::support::changing::Changing;
 use crate::support::{Installation, lake};
 
@@ -220,4 +220,69 @@ async fn replicas_with_one_key_take_each_others_tokens() {
     assert!(!refused.text().contains("guessable"), "{refused:?}");
     let missing = lake::installation_with(&config, &[]).await;
     assert_eq!(missing.json(&["serve"]).error(), (1, "SECRET_UNREADABLE".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_trail_is_seen_once_from_its_newest_entry_on_while_it_grows() {
+    let config = format!("[audit]\nfile = \"audit.jsonl\"\n{}", tokens());
+    let installation = lake::installation_with(&config, &[]).await;
+    let service = Service::start(&installation).await;
+    let admin = [("authorization", "Bearer admin-token")];
+    let read = async || {
+        let rows = service.get("/v1/tables/app/orders/rows", &admin).await;
+        assert_eq!(rows.status(), 200, "{}", text(&rows));
+    };
+    let page = async |more: &str| {
+        let answer = service.get(&format!("/v1/audit?page_size=3{more}"), &admin).await;
+        assert_eq!(answer.status(), 200, "{}", text(&answer));
+        serde_json::from_slice::<Value>(&answer.content()).expect("JSON")
+    };
+    // An empty trail, and then two entries of each read.
+    assert_eq!(page("").await, json!({"kept": true, "entries": []}));
+    for _ in 0..4 {
+        read().await;
+    }
+    let (written, _) = entries(&installation);
+    assert_eq!(written.len(), 8);
+    let (mut found, mut more) = (Vec::new(), String::new());
+    for number in 0.. {
+        assert!(number < 10, "{found:?}");
+        let answer = page(&more).await;
+        found.extend(answer["entries"].as_array().expect("entries").clone());
+        let Some(token) = answer["next_page_token"].as_str() else { break };
+        more = format!("&page_token={token}");
+        read().await;
+    }
+    assert_eq!(found.len(), written.len());
+    for (shown, line) in found.iter().zip(written.iter().rev()) {
+        let keys: Vec<&String> = shown.as_object().expect("an entry").keys().collect();
+        assert_eq!(keys.len(), 11, "{keys:?}");
+        keys.into_iter().for_each(|key| assert_eq!(shown[key], line[key], "{key}"));
+    }
+    // A token of another list, and of a file that was moved away: the next entry begins a new one.
+    let list = service.get("/v1/tables/app/orders/snapshots?page_size=1", &admin).await;
+    let list: Value = serde_json::from_slice(&list.content()).expect("JSON");
+    let other = format!("&page_token={}", list["next_page_token"].as_str().expect("more snapshots"));
+    let file = installation.path().join("audit.jsonl");
+    std::fs::rename(&file, installation.path().join("old.jsonl")).expect("moved away");
+    read().await;
+    for token in [&other, &more] {
+        let refused = service.get(&format!("/v1/audit?page_size=3{token}"), &admin).await;
+        assert_eq!(problem(&refused), (400, "PAGE_TOKEN_INVALID".to_owned()));
+    }
+    // What was not written is not shown.
+    let changed = std::fs::read_to_string(&file).expect("a trail").replacen("admin", "nimda", 1);
+    std::fs::write(&file, changed).expect("tampered with");
+    let damaged = service.get("/v1/audit", &admin).await;
+    assert_eq!(problem(&damaged), (503, "AUDIT_DAMAGED".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_trail_there_are_no_entries() {
+    let installation = lake::installation_with(&tokens(), &[]).await;
+    let service = Service::start(&installation).await;
+    let answer = service.get("/v1/audit", &[("authorization", "Bearer admin-token")]).await;
+    assert_eq!(answer.status(), 200, "{}", text(&answer));
+    let answer: Value = serde_json::from_slice(&answer.content()).expect("JSON");
+    assert_eq!(answer, json!({"kept": false, "entries": []}));
 }

@@ -32,9 +32,10 @@ enum For {
     Operators,
     /// With a login of the last minutes.
     Present,
+    Admins,
 }
 
-use For::{Everybody, Operators, Present, Readers};
+use For::{Admins, Everybody, Operators, Present, Readers};
 
 struct Route {
     method: &'static str,
@@ -50,7 +51,7 @@ struct Route {
 const REASON: &str = r#"{"reason":"test"}"#;
 
 #[rustfmt::skip]
-const ROUTES: [Route; 38] = [
+const ROUTES: [Route; 39] = [
     Route { method: "GET", path: "/livez", target: "/livez", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/readyz", target: "/readyz", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/metrics", target: "/metrics", body: "", callers: Everybody, status: [200, 200] },
@@ -88,6 +89,7 @@ const ROUTES: [Route; 38] = [
     Route { method: "POST", path: "/v1/operations/{id}/abort", target: "/v1/operations/none/abort", body: REASON, callers: Present, status: [404, 404] },
     Route { method: "POST", path: "/v1/operations/{id}/accept", target: "/v1/operations/none/accept", body: REASON, callers: Present, status: [404, 404] },
     Route { method: "POST", path: "/v1/operations/{id}/replay", target: "/v1/operations/none/replay", body: REASON, callers: Present, status: [404, 404] },
+    Route { method: "GET", path: "/v1/audit", target: "/v1/audit", body: "", callers: Admins, status: [200, 403] },
     // The last one: it takes the table out of the cut.
     Route { method: "POST", path: "/v1/pipelines/{pipeline}/resync", target: "/v1/pipelines/app/resync", body: r#"{"tables":["app.orders"],"reason":"test"}"#, callers: Present, status: [202, 403] },
 ];
@@ -99,6 +101,7 @@ fn declared() -> BTreeMap<(String, String), For> {
         (Some("reader"), Value::Null) => Readers,
         (Some("operator"), Value::Null) => Operators,
         (Some("operator"), Value::Bool(true)) => Present,
+        (Some("admin"), Value::Null) => Admins,
         _ => panic!("nobody is meant by {operation}"),
     };
     let known = openapi::operations().map(|(method, path, operation)| ((method, path), callers(operation)));
@@ -114,6 +117,7 @@ enum Who {
     Stranger,
     Reader,
     Operator,
+    Admin,
     /// An operator whose login is long ago.
     Tired,
     /// An admin of other tables.
@@ -129,6 +133,8 @@ impl Route {
             (Everybody, _) => all,
             (_, Who::Nobody) => 401,
             (_, Who::Stranger) => 403,
+            (_, Who::Admin) => all,
+            (Admins, Who::Operator | Who::Tired) => 403,
             (_, Who::Operator) => all,
             (Present, Who::Tired) => 401,
             (_, Who::Tired) => all,
@@ -183,7 +189,7 @@ async fn every_route_asks_every_caller() {
         ("somebody of other groups", Who::Stranger, Some(of(&["cooks"]))),
         ("a reader", Who::Reader, Some(of(&["readers"]))),
         ("an operator", Who::Operator, Some(of(&["operators"]))),
-        ("an admin", Who::Operator, Some(of(&["cooks", "admins"]))),
+        ("an admin", Who::Admin, Some(of(&["cooks", "admins"]))),
         ("a tired operator", Who::Tired, Some(bearer(&key.token(&with(claims(&["operators"]), tired))))),
         ("an admin of other tables", Who::Elsewhere, Some(of(&["elsewhere"]))),
         ("one who may also read", Who::ReaderAndElsewhere, Some(of(&["elsewhere", "readers"]))),

@@ -406,3 +406,71 @@ async fn a_verification_ends_where_the_trail_stood_when_it_began() {
     drop(file);
     assert_eq!(verification.join().unwrap().verdict, "sound");
 }
+
+fn numbers(page: &Page) -> Vec<u64> {
+    page.entries.iter().map(|entry| entry.sequence).collect()
+}
+
+fn paged(scene: &Scene, from: Option<Mark>, most: usize) -> Option<Page> {
+    page::read(&scene.file(), from, most).unwrap()
+}
+
+#[tokio::test]
+async fn pages_lead_from_the_newest_entry_to_the_first_whatever_is_added_meanwhile() {
+    let scene = Scene::new();
+    scene.written(10).await;
+    let first = paged(&scene, None, 4).unwrap();
+    assert_eq!(numbers(&first), [10, 9, 8, 7]);
+    scene.written(2).await;
+    let second = paged(&scene, first.next, 4).unwrap();
+    assert_eq!(numbers(&second), [6, 5, 4, 3]);
+    let last = paged(&scene, second.next, 4).unwrap();
+    assert_eq!((numbers(&last), last.next), (vec![2, 1], None));
+    assert_eq!(numbers(&paged(&scene, None, 1).unwrap()), [12]);
+    let written = json_lines(&scene.file());
+    let shown = serde_json::to_value(&last.entries).unwrap();
+    for key in "sequence at kind via action principal subject request_id reason detail hash".split(' ') {
+        assert_eq!(shown[0][key], written[1][key], "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_long_entries_ends_before_it_is_full() {
+    let scene = Scene::new();
+    let audit = scene.audit();
+    for _ in 0..10 {
+        let long = Act { reason: Some("x".repeat(900_000)), ..act("long") };
+        drop(audit.intent(long).await.unwrap());
+    }
+    let first = paged(&scene, None, 100).unwrap();
+    assert_eq!(numbers(&first), [10, 9, 8, 7, 6]);
+    let second = paged(&scene, first.next, 100).unwrap();
+    assert_eq!((numbers(&second), second.next), (vec![5, 4, 3, 2, 1], None));
+}
+
+#[tokio::test]
+async fn a_page_shows_nothing_that_was_not_written() {
+    let scene = Scene::new();
+    assert!(paged(&scene, None, 10).unwrap().entries.is_empty(), "no file, and no entries yet");
+    let bytes = scene.written(6).await;
+    let next = paged(&scene, None, 2).unwrap().next;
+    // The third of six lines: a page that ends before it holds, and one that comes to it does not.
+    let at: usize = lines(&bytes)[..2].iter().map(|line| line.len()).sum();
+    let mut changed = bytes.clone();
+    changed[at + 20] ^= 1;
+    fs::write(scene.file(), &changed).unwrap();
+    assert_eq!(numbers(&paged(&scene, None, 3).unwrap()), [6, 5, 4]);
+    assert_eq!(refused(page::read(&scene.file(), None, 4)), "AUDIT_DAMAGED");
+    // A whole line that is gone.
+    let gone = [&bytes[..at], &bytes[at + lines(&bytes)[2].len()..]].concat();
+    fs::write(scene.file(), gone).unwrap();
+    assert_eq!(refused(page::read(&scene.file(), None, 4)), "AUDIT_DAMAGED");
+    // Another trail in its place, a longer and a shorter one.
+    for entries in [8, 2] {
+        fs::remove_file(scene.file()).unwrap();
+        scene.written(entries).await;
+        assert!(paged(&scene, next.clone(), 10).is_none(), "{entries}");
+    }
+    fs::remove_file(scene.file()).unwrap();
+    assert!(paged(&scene, next, 10).is_none());
+}

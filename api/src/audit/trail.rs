@@ -109,16 +109,13 @@ fn head(path: &Path, file: &File, length: u64) -> Result<Head, Failure> {
         return Ok(Head::none());
     }
     let line = last_line(file, length).map_err(|error| unwritable(path.display(), error))?;
-    Sealed::read(&line).map(|sealed| sealed.head).map_err(|what| {
-        let message = format!("the last line of the audit trail cannot be followed: {what}");
-        let remedy = "move the file away and keep it: a new chain begins with the next entry; `lakehouse audit verify` tells \
-                      up to where the old one holds";
-        Failure::failed("AUDIT_DAMAGED", path.display().to_string(), message, remedy)
-    })
+    Sealed::read(&line)
+        .map(|sealed| sealed.head)
+        .map_err(|what| damaged(path, &format!("the last line of the audit trail cannot be followed: {what}")))
 }
 
-/// The last line, with its break where it has one; of a longer one than an entry can be, its end.
-fn last_line(file: &File, length: u64) -> io::Result<Vec<u8>> {
+/// The last line of so many bytes, with its break where it has one; of a longer one than an entry can be, its end.
+pub(super) fn last_line(file: &File, length: u64) -> io::Result<Vec<u8>> {
     let mut room = FIRST_LOOK;
     loop {
         let from = length.saturating_sub(room);
@@ -138,6 +135,12 @@ fn last_line(file: &File, length: u64) -> io::Result<Vec<u8>> {
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+pub(super) fn damaged(path: &Path, message: &str) -> Failure {
+    let remedy = "move the file away and keep it: a new chain begins with the next entry; `lakehouse audit verify` tells \
+                  up to where the old one holds";
+    Failure::failed("AUDIT_DAMAGED", path.display().to_string(), message, remedy)
 }
 
 pub(super) fn unwritable(subject: impl ToString, error: impl ToString) -> Failure {

@@ -51,11 +51,13 @@ pub(crate) fn verify(path: &Path, expected: &Expected) -> Result<Report, Failure
         let length = trail::settled(&file)?;
         walk(BufReader::new(file.take(length)), expected)
     };
-    read().map_err(|error| {
-        let message = format!("the audit trail cannot be read: {error}");
-        let remedy = "name the file, as this user can read it; the first entry creates it";
-        Failure::failed("AUDIT_UNREADABLE", path.display().to_string(), message, remedy)
-    })
+    read().map_err(|error| unreadable(path, &error))
+}
+
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("the audit trail cannot be read: {error}");
+    let remedy = "name the file, as this user can read it; the first entry creates it";
+    Failure::failed("AUDIT_UNREADABLE", path.display().to_string(), message, remedy)
 }
 
 pub(super) fn walk(mut lines: impl BufRead, expected: &Expected) -> io::Result<Report> {

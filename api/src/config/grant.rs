@@ -39,6 +39,11 @@ impl Scope {
         Self(scopes.into_iter().flat_map(|scope| scope.0).collect())
     }
 
+    /// Every table that there is or will be.
+    pub(crate) fn holds_everything(&self) -> bool {
+        self.0.iter().any(|pattern| pattern == "*.*")
+    }
+
     /// Every table that a namespace has or will have.
     pub(crate) fn holds_all_of(&self, namespace: &str) -> bool {
         let mut patterns = self.0.iter().filter_map(|pattern| pattern.split_once('.'));
@@ -85,6 +90,7 @@ mod tests {
             assert_eq!(scope.holds_all_of(namespace), held, "{namespace}");
         }
         assert!(Scope::everything().holds(&TableName::new("a", "b")));
+        assert!(Scope::everything().holds_everything() && !scope.holds_everything());
         assert!(Scope::everything().holds_all_of("a") && !Scope(vec!["*.a".to_owned()]).holds_all_of("a"));
         assert!(!Scope(Vec::new()).holds(&TableName::new("a", "b")));
         let both = Scope::of_any([scope, Scope(vec!["ap.x".to_owned()])]);

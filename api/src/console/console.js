@@ -1,11 +1,15 @@
 // The page: who is looking at it, and which view the address names. A view draws into `main` and ends with its signal.
 
 import { events, me, signIn, signInAgain, signOut } from "./api.js";
+import { auditView } from "./audit.js";
 import { codeView } from "./codes.js";
 import { button, el } from "./dom.js";
 import { attempt, empty, field, form, trouble } from "./forms.js";
+import { maintenanceView } from "./maintenance.js";
 import { operationView, operationsView } from "./operations.js";
 import { overview } from "./overview.js";
+import { passView } from "./pass.js";
+import { quarantineView } from "./quarantine.js";
 import { rollbackView } from "./rollback.js";
 import { tableView } from "./table.js";
 import { forget, look } from "./watch.js";
@@ -13,15 +17,22 @@ import { forget, look } from "./watch.js";
 const VIEWS = [
   ["", "Overview", overview],
   ["tables/*/*", "Table", tableView],
+  ["tables/*/*/quarantine", "Quarantine", quarantineView],
   ["rollback/*", "Roll back", rollbackView],
   ["operations", "Operations", operationsView],
   ["operations/*", "Operation", operationView],
+  ["maintenance", "Maintenance", maintenanceView],
+  ["maintenance/*", "Pass", passView],
+  ["audit", "Audit", auditView],
   ["codes/*", "Code", codeView],
 ];
 const MAIN = document.getElementById("main");
+// Address, name, and the only role that has the view, where not all have.
 const NAVIGATION = [
   ["#/", "Overview"],
   ["#/operations", "Operations"],
+  ["#/maintenance", "Maintenance"],
+  ["#/audit", "Audit", "admin"],
 ];
 
 let leaving = new AbortController();
@@ -68,7 +79,8 @@ function frame() {
   if (me === null) return;
   viewer = me.principal;
   const here = (location.hash || "#/").split("?")[0];
-  views.append(...NAVIGATION.map(([href, name]) => el("a", { href, "aria-current": href === here && "page" }, name)));
+  const own = NAVIGATION.filter(([, , role]) => role === undefined || role === me.role);
+  views.append(...own.map(([href, name]) => el("a", { href, "aria-current": href === here && "page" }, name)));
   const tables = me.tables.includes("*.*") ? "all tables" : me.tables.join(", ");
   const role = el("span", { class: "quiet" }, `role ${me.role}, ${tables}`);
   who.append(el("span", {}, viewer, " ", role), " ", button("Sign out", leave, { class: "small" }));

@@ -4,6 +4,7 @@ import { get, list, operates, tableAt } from "./api.js";
 import { button, el, facts, link, redraw, right, rightHead, table, tableLink } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { lagPlot } from "./plot.js";
+import { quarantineLink } from "./quarantine.js";
 import { pause, resume, resync } from "./verbs.js";
 import { ownerOf, watch, watched } from "./watch.js";
 import { ago, code, count, dash, duration, many, state, time } from "./words.js";
@@ -108,7 +109,14 @@ function listed(tables, part, health) {
         {},
         stands ? state(stands.state) : "–",
         stands?.diverged_since && [" not as its source since ", el("code", {}, stands.diverged_since)],
-        stands?.quarantined > 0 && ` ${count(stands.quarantined)} in quarantine`,
+        stands?.quarantined > 0 && [
+          " ",
+          el(
+            "a",
+            { href: quarantineLink(one.table), id: `quarantine-${one.table}` },
+            `${count(stands.quarantined)} in quarantine`,
+          ),
+        ],
       ),
       el("td", {}, dash(code(stands?.code))),
       right(ago(one.committed_at)),

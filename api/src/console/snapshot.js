@@ -4,6 +4,7 @@ import { call, get, lines, tableAt } from "./api.js";
 import { cell, members } from "./cells.js";
 import { button, el, facts, link, rightHead, table } from "./dom.js";
 import { attempt, choice, empty, field, form, loading, trouble } from "./forms.js";
+import { tagVerbs } from "./tags.js";
 import { changes, plain, time } from "./words.js";
 
 // Rows, or changes, that are shown.
@@ -11,7 +12,9 @@ const SHOWN = 100;
 const LINES = "application/x-ndjson";
 const CHANGES = { insert: "+ inserted", delete: "- deleted", update_before: "~ before", update_after: "~ after" };
 
-export function pick(place, { full, snapshots, id, signal, rollBack }) {
+// `rollBack` is the pipeline that can roll back to it, and `tagged` is called behind a change of its tags; null where the role
+// or the table allows none.
+export function pick(place, { full, snapshots, id, signal, rollBack, tagged }) {
   const one = snapshots.find(known => known.snapshot_id === id);
   const [rows, differs] = [el("div"), el("div")];
   const others = snapshots.filter(known => known.snapshot_id !== id).reverse();
@@ -24,18 +27,19 @@ export function pick(place, { full, snapshots, id, signal, rollBack }) {
       ["Kind", one.kind],
       ["Changes", changes(one)],
       ["Up to", one.to && el("code", {}, one.to)],
-      ["Tags", one.tags.join(", ") || null],
+      ["Tags", one.tags.length > 0 && one.tags.map(tag => el("span", { class: "tag" }, tag))],
     ]),
-    rollBack &&
-      el(
-        "div",
-        { class: "buttons" },
+    el(
+      "div",
+      { class: "buttons" },
+      rollBack &&
         el(
           "a",
           { class: "button", href: link(["rollback", rollBack], { table: full, snapshot: id }) },
           "Roll back to this",
         ),
-      ),
+      tagged && tagVerbs(full, one, snapshots, tagged),
+    ),
     el("h3", {}, "Rows"),
     rows,
     el("h3", {}, "Differences"),

@@ -4,6 +4,7 @@ import { get, list, me, operates, tableAt } from "./api.js";
 import { button, el, facts, link, redraw, right, rightHead, table, tell } from "./dom.js";
 import { empty, loading, trouble } from "./forms.js";
 import { changesPlot, lagPlot } from "./plot.js";
+import { quarantineLink } from "./quarantine.js";
 import { pick } from "./snapshot.js";
 import { resync } from "./verbs.js";
 import { ownerOf, watch, watched } from "./watch.js";
@@ -37,6 +38,7 @@ export async function tableView(main, [namespace, name], signal, asked) {
   const stands = () => ownerOf(full);
   const isMirror = () => described?.kind === "mirror";
   const canRollBack = () => operates() && isMirror() && stands() !== null;
+  const canTag = () => operates() && described.kind !== "other";
 
   const drawHead = () => {
     if (described === null) return;
@@ -52,7 +54,10 @@ export async function tableView(main, [namespace, name], signal, asked) {
           described.committed_at ? [time(described.committed_at), ", ", ago(described.committed_at)] : "nothing yet",
         ],
         ["Rows", count(own?.rows ?? described.rows)],
-        ["In quarantine", own?.quarantined > 0 && count(own.quarantined)],
+        [
+          "In quarantine",
+          own?.quarantined > 0 && el("a", { id: "quarantine", href: quarantineLink(full) }, count(own.quarantined)),
+        ],
         ["Position", own?.position ?? described.position],
         ["Key", described.key.join(", ") || "none"],
       ]),
@@ -89,7 +94,14 @@ export async function tableView(main, [namespace, name], signal, asked) {
     // The address says what is picked, and the way back is not filled with it.
     history.replaceState(null, "", link(["tables", namespace, name], { snapshot: id }));
     drawPast();
-    pick(picked, { full, snapshots, id, signal, rollBack: canRollBack() ? stands().pipeline.name : null });
+    pick(picked, {
+      full,
+      snapshots,
+      id,
+      signal,
+      rollBack: canRollBack() ? stands().pipeline.name : null,
+      tagged: canTag() ? tagged : null,
+    });
     picked.querySelector("h2")?.focus({ preventScroll: true });
     picked.scrollIntoView({ block: "start" });
   };
@@ -136,7 +148,8 @@ export async function tableView(main, [namespace, name], signal, asked) {
     );
   };
 
-  const load = async () => {
+  // What is told where the table was shown already.
+  const load = async news => {
     try {
       const [now, then, named] = await Promise.all([
         get(at, signal),
@@ -153,19 +166,24 @@ export async function tableView(main, [namespace, name], signal, asked) {
         if (snapshots.some(one => one.snapshot_id === chosen)) choose(chosen);
         else if (chosen) picked.append(empty(`Snapshot ${chosen} is not kept any more.`));
       } else {
-        tell("There is a newer snapshot.");
+        tell(news);
       }
     } catch (error) {
       if (error.name !== "AbortError") redraw(described === null ? head : more, trouble(error));
       if (described === null) past.replaceChildren();
     }
   };
+  const tagged = async () => {
+    await load("The tags are as you wanted them.");
+    if (!signal.aborted && snapshots.some(one => one.snapshot_id === chosen)) choose(chosen);
+  };
   await load();
   watch(signal, () => {
     drawHead();
     drawPlots();
     const own = stands()?.table;
-    if (me !== null && described !== null && own && own.snapshot_id !== described.snapshot_id) load();
+    if (me !== null && described !== null && own && own.snapshot_id !== described.snapshot_id)
+      load("There is a newer snapshot.");
   });
 }
 
@@ -179,12 +197,12 @@ const references = refs =>
       );
 
 // What changes seldom: columns, and how well the table can be read.
-async function about(place, at, { columns, kind }, signal) {
+async function about(place, at, { table: name, columns, kind }, signal) {
   const row = one => [one.name, el("code", {}, one.type), one.required ? "required" : "", one.doc ?? ""];
   const health = el("div", {}, loading("Health"));
   const isMeasured = kind === "mirror" || kind === "history";
   place.append(
-    ...(isMeasured ? [el("h2", {}, "Health"), health] : []),
+    ...(isMeasured ? [el("h2", {}, "Health"), health, upkeep(name)] : []),
     el("h2", {}, "Columns"),
     table("Columns", ["Name", "Type", "", "At the source"], columns.map(row)),
   );
@@ -195,6 +213,9 @@ async function about(place, at, { columns, kind }, signal) {
     if (error.name !== "AbortError") health.replaceChildren(trouble(error));
   }
 }
+
+const upkeep = name =>
+  el("p", {}, el("a", { href: link(["maintenance"], { table: name }) }, "Maintenance of this table"));
 
 function measures(found) {
   const { compact, expire, clean } = found.owner;
@@ -207,6 +228,12 @@ function measures(found) {
     ["Upkeep by", owners],
     ["Data files", measured && `${count(found.data_files)}, ${bytes(found.bytes)}; ${count(found.small_files)} small`],
     ["Delete files", measured && `${count(found.delete_files)}, ${count(found.deleted_rows)} rows`],
+    [
+      "Deletes",
+      measured && `at most ${count(found.most_deletes_per_file)} of a file, ${count(found.dangling_deletes)} dangling`,
+    ],
+    ["Manifests", measured && `${count(found.manifests)}, ${bytes(found.manifest_bytes)}`],
+    ["Snapshots", measured && `${count(found.snapshots)}, ${bytes(found.metadata_bytes)} of metadata`],
     ["Debt", measured && bytes(found.debt_bytes)],
     [
       "Compacted",

@@ -17,6 +17,9 @@ const STATES = {
   rolled_back: ["‖", "warn"],
   released: ["●", "good"],
   closed: ["○", "quiet"],
+  running: ["▶", "busy"],
+  done: ["●", "good"],
+  failed: ["■", "bad"],
 };
 
 export function state(word) {

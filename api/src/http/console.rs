@@ -20,21 +20,27 @@ const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PAGE: &str = include_str!("../console/index.html");
 
 /// By their names below `/console`.
-const ASSETS: [(&str, &str, &str); 19] = [
+const ASSETS: [(&str, &str, &str); 25] = [
     ("console.css", CSS, include_str!("../console/console.css")),
     ("console.js", JAVASCRIPT, include_str!("../console/console.js")),
     ("api.js", JAVASCRIPT, include_str!("../console/api.js")),
+    ("audit.js", JAVASCRIPT, include_str!("../console/audit.js")),
     ("cells.js", JAVASCRIPT, include_str!("../console/cells.js")),
     ("codes.js", JAVASCRIPT, include_str!("../console/codes.js")),
     ("dom.js", JAVASCRIPT, include_str!("../console/dom.js")),
     ("forms.js", JAVASCRIPT, include_str!("../console/forms.js")),
+    ("maintenance.js", JAVASCRIPT, include_str!("../console/maintenance.js")),
     ("operations.js", JAVASCRIPT, include_str!("../console/operations.js")),
     ("overview.js", JAVASCRIPT, include_str!("../console/overview.js")),
+    ("pages.js", JAVASCRIPT, include_str!("../console/pages.js")),
+    ("pass.js", JAVASCRIPT, include_str!("../console/pass.js")),
     ("plan.js", JAVASCRIPT, include_str!("../console/plan.js")),
     ("plot.js", JAVASCRIPT, include_str!("../console/plot.js")),
+    ("quarantine.js", JAVASCRIPT, include_str!("../console/quarantine.js")),
     ("rollback.js", JAVASCRIPT, include_str!("../console/rollback.js")),
     ("snapshot.js", JAVASCRIPT, include_str!("../console/snapshot.js")),
     ("table.js", JAVASCRIPT, include_str!("../console/table.js")),
+    ("tags.js", JAVASCRIPT, include_str!("../console/tags.js")),
     ("target.js", JAVASCRIPT, include_str!("../console/target.js")),
     ("verbs.js", JAVASCRIPT, include_str!("../console/verbs.js")),
     ("watch.js", JAVASCRIPT, include_str!("../console/watch.js")),

@@ -125,7 +125,8 @@ impl PageKey {
         Page { items, next }
     }
 
-    fn token(&self, list: &[&str], key: &impl Serialize) -> String {
+    /// Leads to the page that begins behind this key.
+    pub(super) fn token(&self, list: &[&str], key: &impl Serialize) -> String {
         let key = serde_json::to_string(key).expect("a key is plain data");
         let signature = hmac::sign(&self.0, signed(list, &key).as_bytes());
         URL_SAFE_NO_PAD.encode([signature.as_ref(), key.as_bytes()].concat())
@@ -144,7 +145,7 @@ fn signed(list: &[&str], key: &str) -> String {
     sha256_of_parts(&[list, &[key]].concat())
 }
 
-fn invalid() -> HttpProblem {
+pub(super) fn invalid() -> HttpProblem {
     let detail = "page_token: this list has not given it, or by another key; begin again without one";
     HttpProblem::new(StatusCode::BAD_REQUEST, "PAGE_TOKEN_INVALID", detail)
 }

@@ -18,8 +18,8 @@ use utoipa_axum::routes;
 use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
 use super::{
-    Shared, console, diff, metrics, openapi, operations, pipelines, problem, quarantine, rollbacks, rows, tables, tags,
-    upkeep,
+    Shared, audit, console, diff, metrics, openapi, operations, pipelines, problem, quarantine, rollbacks, rows,
+    tables, tags, upkeep,
 };
 use crate::config::Role;
 
@@ -87,6 +87,7 @@ pub(super) fn all() -> Vec<Route> {
         Route { time: Time::Scan, ..operator(routes!(upkeep::maintain)) },
         Route { time: Time::Scan, ..reader(routes!(upkeep::history)) },
         operator(routes!(upkeep::show)),
+        Route { role: Some(Role::Admin), ..open(routes!(audit::list)) },
         open(routes!(openapi::show)),
         open(routes!(console::page)),
         open(routes!(console::slash)),

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use testkit::http::send;
 
@@ -13,6 +15,8 @@ const DRIVER: &str = "/usr/bin/chromedriver";
 /// How long the page may take to show something.
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
+/// Names the folder for pictures of the page; without it none is kept.
+const PICTURES: &str = "LAKEHOUSE_PICTURES";
 /// The key under which WebDriver names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
@@ -77,6 +81,21 @@ impl Browser {
         self.must("POST", "/url", json!({"url": uri})).await;
     }
 
+    /// A window as wide and high as this, in the page's own pixels; narrower than any real window can be made.
+    pub(crate) async fn resize(&self, width: u32, height: u32) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        let order = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
+        self.must("POST", "/goog/cdp/execute", order).await;
+    }
+
+    /// What the page looks like, kept under this name where somebody wants to look at it.
+    pub(crate) async fn picture(&self, name: &str) {
+        let Some(folder) = std::env::var_os(PICTURES) else { return };
+        let encoded = self.must("GET", "/screenshot", Value::Null).await;
+        let picture = STANDARD.decode(encoded.as_str().expect("a picture")).expect("base64");
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("the picture is kept");
+    }
+
     /// What a function of this body returns in the page.
     pub(crate) async fn run(&self, script: &str) -> Value {
         self.must("POST", "/execute/sync", json!({"script": script, "args": []})).await
@@ -110,6 +129,16 @@ impl Browser {
         self.until(text, async || match self.run(script).await.as_str() {
             Some(shown) if shown.contains(text) => Ok(()),
             shown => Err(format!("it shows {}", shown.unwrap_or_default())),
+        })
+        .await;
+    }
+
+    /// Waits until the selector finds nothing in the page.
+    pub(crate) async fn loses(&self, selector: &str) {
+        let script = format!("return document.querySelectorAll(`{selector}`).length");
+        self.until(selector, async || match self.run(&script).await.as_u64() {
+            Some(0) => Ok(()),
+            found => Err(format!("it finds {found:?}")),
         })
         .await;
     }
@@ -148,7 +177,8 @@ impl Browser {
     }
 
     async fn ask(&self, method: &str, target: &str, body: Value) -> Result<Value, String> {
-        let answer = send(method, &format!("{}{target}", self.session), &body.to_string()).await;
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = send(method, &format!("{}{target}", self.session), &body).await;
         let answer = answer.map_err(|error| error.to_string())?;
         let document: Value = serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;
         match document["value"]["error"].as_str() {
