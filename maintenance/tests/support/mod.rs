@@ -3,6 +3,8 @@
 
 #![allow(unreachable_pub, reason = "shared by the tests beside it, and by nothing else")]
 
+#[path = "../../../lakehouse-core/tests/support/between.rs"]
+pub mod between;
 pub mod foreign;
 pub mod objects;
 
