@@ -29,13 +29,14 @@ use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::{FileChange, GiveWay, Maintainer, Replaced, Rewrite};
 use lakehouse_core::error::Problem;
 use lakehouse_core::live::{LiveFiles, load_manifest, referenced};
-use lakehouse_core::planted::Planted;
+use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
 use lakehouse_core::storage::{canonical, local_path};
 use maintenance::budget::Budget;
 use maintenance::expire::{self, Snapshots};
 use maintenance::plan::{Group, Reason, Targets};
-use maintenance::run::{self, Settings};
+use maintenance::run::{self, Outcome, Settings};
+use maintenance::runs::{Operation, Step};
 use maintenance::view::View;
 use maintenance::{clean, compact};
 use tempfile::TempDir;
@@ -273,7 +274,8 @@ fn a_rewrite_that_is_overtaken_names_the_files_it_strands_and_they_are_removed_l
         let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
         let (view, plan) = planned.expect("a plan");
         maintain(&story.lake, &settings).await.expect("a run that comes first");
-        let outcome = run::act(&maintainer, &view, &plan, &settings, &mut Budget::per_hour(None)).await.expect("a run");
+        let (mut budget, mut outcome) = (Budget::per_hour(None), Outcome::default());
+        run::act(&maintainer, &view, &plan, &settings, &mut budget, &mut outcome).await.expect("a run");
         let [overtaken] = &outcome.rewrites[..] else { panic!("{outcome:?}") };
         assert!(overtaken.overtaken.is_some() && overtaken.snapshot_id.is_none(), "{outcome:?}");
         let needed = story.lake.referenced().await;
@@ -283,6 +285,26 @@ fn a_rewrite_that_is_overtaken_names_the_files_it_strands_and_they_are_removed_l
         maintain(&story.lake, &settings).await.expect("a later run");
         assert!(!stranded.iter().any(|file| exists(file)));
         story.oracle.check(&story.lake).await;
+    });
+}
+
+/// iceberg #12545: what a run did before it failed is in nobody's books.
+#[test]
+fn what_a_run_has_done_is_told_although_its_next_step_fails() {
+    block_on(async {
+        let (_folder, mut story) = story().await;
+        story.put(0..10).await;
+        story.put(10..20).await;
+        let maintainer = Maintainer { planted: Planted::only(Bug::RewriteLosesRow), ..story.lake.maintainer() };
+        let settings = eager(1);
+        let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
+        let (view, plan) = planned.expect("a plan");
+        let (mut budget, mut outcome) = (Budget::per_hour(None), Outcome::default());
+        let ended = run::act(&maintainer, &view, &plan, &settings, &mut budget, &mut outcome).await;
+        assert_eq!(ended.expect_err("a row is lost").code, "ROWS_DIFFER");
+        let steps = Step::of_run(&plan, &outcome, 0);
+        let told: Vec<_> = steps.iter().map(|step| (step.operation, step.result.as_str(), step.snapshots)).collect();
+        assert_eq!(told, [(Operation::Expiry, "landed", Some(1))]);
     });
 }
 

@@ -1,4 +1,4 @@
-//! What the service counts of itself, and how far behind its pipelines' cuts are.
+//! What the service counts of itself, how far behind its pipelines' cuts are, and what is counted by who maintains.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
+use crate::upkeep;
 
 /// OpenMetrics, which Prometheus reads as its own.
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -38,6 +39,7 @@ pub(super) struct Metrics {
     scans: Gauge,
     rows: Counter,
     cut_age: Family<Pipeline, Gauge>,
+    pub(super) upkeep: upkeep::Metrics,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,8 +65,8 @@ struct Pipeline {
 }
 
 impl Metrics {
-    /// `audit_entries` is counted by who writes them.
-    pub(super) fn new(audit_entries: Counter) -> Self {
+    /// `audit_entries` is counted by who writes them, `upkeep` by who maintains.
+    pub(super) fn new(audit_entries: Counter, upkeep: upkeep::Metrics) -> Self {
         let mut registry = Registry::with_prefix("lakehouse");
         let seconds = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
         let (requests, refused, scans, rows, cut_age) =
@@ -83,7 +85,8 @@ impl Metrics {
         registry.register("audit_entries", "Entries written to the audit trail", audit_entries);
         let help = "Age of a pipeline's newest cut; absent where there is none or the catalog does not tell";
         registry.register_with_unit("cut_age", help, Unit::Seconds, Family::clone(&cut_age));
-        Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows, cut_age }
+        upkeep.register(&mut registry);
+        Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows, cut_age, upkeep }
     }
 
     pub(super) fn refused(&self, why: &str) {
