@@ -77,6 +77,25 @@ fn a_tagged_snapshot_outlives_any_expiry_until_its_name_is_taken_away() {
     });
 }
 
+/// M-5, pyiceberg 0.12: the table's log begins behind the newest snapshot that has left. Else a time in the gap would be
+/// answered by the older one, which is kept by its name.
+#[test]
+fn the_log_names_nothing_before_what_has_expired_whatever_is_kept_by_a_tag() {
+    block_on(async {
+        let (_folder, mut story) = story().await;
+        let tagged = story.put(0..3).await;
+        story.lake.tag("audit", tagged).await;
+        let gone = story.put(3..6).await;
+        let head = story.put(6..9).await;
+        expire(&story.lake).await;
+        assert!(is_kept(&story.lake, tagged).await && !is_kept(&story.lake, gone).await);
+        let table = story.lake.load().await;
+        let log: Vec<i64> = table.metadata.history().iter().map(|entry| entry.snapshot_id).collect();
+        let rewritten = table.snapshot_id().expect("a head");
+        assert_eq!(log, [head, rewritten], "{tagged} is kept and {gone} has left");
+    });
+}
+
 #[test]
 fn a_name_is_given_once_and_moved_only_by_who_has_seen_where_it_stands() {
     block_on(async {
