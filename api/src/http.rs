@@ -52,6 +52,7 @@ use crate::audit::{Audit, Via};
 use crate::config::{ApiConfig, Config};
 use crate::failure::Failure;
 use crate::lake::Lake;
+use crate::upkeep::Metrics as UpkeepMetrics;
 use coordinator::Coordinator;
 use listener::Listener;
 use metrics::Metrics;
@@ -96,7 +97,12 @@ pub(crate) struct Server {
 impl Server {
     /// # Errors
     /// `LISTEN` for an address that cannot be had; `TLS_CERTIFICATE`, `JWKS_UNREADABLE`; what `page_key` can have wrong.
-    pub(crate) async fn bind(config: &Config, api: &ApiConfig, lake: Lake) -> Result<Self, Failure> {
+    pub(crate) async fn bind(
+        config: &Config,
+        api: &ApiConfig,
+        lake: Lake,
+        upkeep: UpkeepMetrics,
+    ) -> Result<Self, Failure> {
         if !api.listen.ip().is_loopback() && api.tls.is_none() {
             warn!(address = %api.listen, "tokens and rows go over plain HTTP: only a proxy that ends TLS may reach this");
         }
@@ -110,7 +116,7 @@ impl Server {
             coordinator: Coordinator::new(lake.clone()),
             lake,
             scans: Scans::new(usize::try_from(api.scans).unwrap_or(1)),
-            metrics: Metrics::new(audit.entries()),
+            metrics: Metrics::new(audit.entries(), upkeep),
             plans: Mutex::default(),
             passes: Mutex::default(),
             page_key: PageKey::new(api.page_key.as_ref())?,

@@ -23,7 +23,7 @@ use crate::failure::{Exit, Failure};
 use crate::http::Server;
 use crate::lake::Lake;
 use crate::progress;
-use crate::upkeep::Upkeep;
+use crate::upkeep::{Metrics, Upkeep};
 use crate::worker_state::{Phase, WorkerState};
 pub(crate) use serve::serve;
 
@@ -64,15 +64,16 @@ async fn work(config: &Config, wanted: &[String], beside: Beside) -> Result<Exit
         pipeline.source(name)?;
     }
     let lake = Lake::create(config).await?;
+    let metrics = Metrics::default();
     // An address that cannot be had stops the start, too.
     let server = match config.api.as_ref().filter(|_| beside.serves) {
-        Some(api) => Some(Server::bind(config, api, lake.clone()).await?),
+        Some(api) => Some(Server::bind(config, api, lake.clone(), metrics.clone()).await?),
         None => None,
     };
     let stop = CancellationToken::new();
     let hurry = watch_signals(stop.clone())?;
     let upkeep = match beside.maintains {
-        true => Some(Upkeep::open(&config.maintenance, lake.clone(), &[]).await?),
+        true => Some(Upkeep::open(&config.maintenance, lake.clone(), &[]).await?.counting(&metrics)),
         false => None,
     };
     let mut workers = start(&lake, &pipelines, &stop);

@@ -2,6 +2,7 @@
 //!
 //! What a step is and what it must hold is the `maintenance` crate's; how often this is called is `roles/maintain.rs`'s.
 
+mod metrics;
 mod pace;
 mod scratch;
 mod submit;
@@ -29,6 +30,7 @@ use crate::config::{MaintenanceConfig, Owner, Owners};
 use crate::failure::Failure;
 use crate::lake::{Kind, Lake, kind};
 use crate::shapes;
+pub(crate) use metrics::Metrics;
 use pace::Pace;
 use scratch::Scratch;
 
@@ -47,6 +49,7 @@ pub(crate) struct Upkeep {
     tables: BTreeMap<TableName, Memory>,
     budget: Budget,
     own_budgets: BTreeMap<TableName, Budget>,
+    metrics: Metrics,
 }
 
 /// What is remembered of a table between two passes.
@@ -136,7 +139,13 @@ impl Upkeep {
             wanted: wanted.to_vec(),
             known: BTreeMap::new(),
             tables: BTreeMap::new(),
+            metrics: Metrics::default(),
         })
+    }
+
+    /// Counts there what it does, for somebody who shows it.
+    pub(crate) fn counting(self, metrics: &Metrics) -> Self {
+        Self { metrics: metrics.clone(), ..self }
     }
 
     /// What a pass would do now. Changes nothing.
@@ -159,6 +168,7 @@ impl Upkeep {
     /// Those of the catalog, before anything was done.
     pub(crate) async fn pass(&mut self, when: When) -> Result<Vec<TableReport>, Failure> {
         let survey = self.survey().await?;
+        self.metrics.keep_only(|name| survey.locations.contains_key(name));
         let (mut reports, mut steps) = (Vec::new(), Vec::new());
         for table in &survey.tables {
             let now = Instant::now();
@@ -167,6 +177,7 @@ impl Upkeep {
                 continue;
             }
             let (report, done) = self.one(&survey, &table.name, when).await;
+            self.metrics.looked(&report, &done, Utc::now().timestamp_millis());
             reports.push(report);
             // The history's own upkeep leaves nothing in it.
             steps.extend(done.into_iter().filter(|_| table.name != runs_table()));
@@ -250,12 +261,13 @@ impl Upkeep {
             false => {
                 let budget = self.own_budgets.get_mut(name).unwrap_or(&mut self.budget);
                 let Looked { view, plan, settings, .. } = &looked;
-                Some(run::act(&self.maintainer, view, plan, settings, budget).await?)
+                let mut outcome = Outcome::default();
+                let acted = run::act(&self.maintainer, view, plan, settings, budget, &mut outcome).await;
+                steps.extend(Step::of_run(plan, &outcome, started_at));
+                acted?;
+                Some(outcome)
             }
         };
-        if let Some(outcome) = &outcome {
-            steps.extend(Step::of_run(&looked.plan, outcome, started_at));
-        }
         let submitted = self.hand_over(name, &looked.statements).await?;
         let after = match outcome.is_some() || submitted {
             true => Some(self.maintainer.load(name, Some(&looked.view.table)).await?),

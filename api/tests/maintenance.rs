@@ -9,7 +9,7 @@ use crate::live::books::Books;
 use crate::live::{Live, Site, stop, until};
 use crate::support::{Installation, lake};
 use serde_json::{Value, json};
-use testkit::http::Exchange;
+use testkit::http::{Exchange, exchange};
 use testkit::postgres::{Cluster, Options};
 
 /// Two small files are merged.
@@ -254,6 +254,16 @@ async fn a_pass_is_shown_asked_for_and_looked_at_over_http() {
     assert_eq!((&pass["state"], &pass["by"], &pass["reason"], &pass["code"]), expected, "{pass}");
     let snapshot = &entry(&pass, "app.orders")["outcome"]["rewrites"][0]["snapshot_id"];
     assert!(snapshot.is_string() && pass["ended_at"].is_string(), "{pass}");
+    // What it has done and measured is counted.
+    let metrics = exchange("GET", &format!("{}/metrics", service.metrics), &[], "").await.expect("metrics");
+    for line in [
+        "lakehouse_maintenance_runs_total{op=\"compaction\",result=\"landed\"} 1\n",
+        "lakehouse_maintenance_owner_drift{table=\"app.orders\"} 0\n",
+        "lakehouse_table_small_files{table=\"app.orders\"} 1.0\n",
+        "lakehouse_table_delete_files{table=\"app.orders\",kind=\"equality\"} 0\n",
+    ] {
+        assert!(text(&metrics).contains(line), "{line}: {}", text(&metrics));
+    }
     // Who may not see all of it sees nothing of it.
     assert_eq!(problem(&service.send("GET", &address, &narrow, "").await), (404, "RUN_UNKNOWN".to_owned()));
 

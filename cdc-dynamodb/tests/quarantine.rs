@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::support::between::{Between, Meddler};
 use crate::support::{Lake, PIPELINE, Running};
 use arrow_array::Array as _;
 use arrow_array::cast::AsArray;
@@ -14,7 +15,7 @@ use arrow_array::types::Int64Type;
 use async_trait::async_trait;
 use cdc_dynamodb::config::{CopyRoad, ExportPlace};
 use cdc_dynamodb::items::Mismatch;
-use iceberg::{TableCreation, TableUpdate};
+use iceberg::TableUpdate;
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::Control;
 use lakehouse_core::commit::properties::{CopyProgress, FORMAT, FORMAT_VERSION, TableState};
@@ -300,9 +301,8 @@ async fn without_the_policy_there_is_no_such_table() {
     sound(&lake).await;
 }
 
-/// A catalog at which a process dies: at the n-th commit of one table, before its effect or after it.
+/// A process dies at the n-th commit of one table, before its effect or after it.
 struct Dying {
-    inner: Arc<dyn Catalog>,
     table: &'static str,
     /// Commits that are let through.
     spared: AtomicUsize,
@@ -312,15 +312,9 @@ struct Dying {
 }
 
 impl Dying {
-    fn new(lake: &Lake, table: &'static str, spared: usize, after: bool) -> Arc<Self> {
-        Arc::new(Self {
-            inner: Arc::new(lake.catalog()),
-            table,
-            spared: AtomicUsize::new(spared),
-            after,
-            dead: AtomicBool::new(false),
-            log: Mutex::new(Vec::new()),
-        })
+    fn new(table: &'static str, spared: usize, after: bool) -> Self {
+        let (dead, log) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+        Self { table, spared: AtomicUsize::new(spared), after, dead, log }
     }
 
     /// From here on nothing has an effect any more.
@@ -331,20 +325,13 @@ impl Dying {
 }
 
 #[async_trait]
-impl Catalog for Dying {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.inner.list(namespace).await
-    }
-
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.inner.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.inner.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
+impl Meddler for Dying {
+    async fn commit(
+        &self,
+        inner: &dyn Catalog,
+        base: &LoadedTable,
+        updates: Vec<TableUpdate>,
+    ) -> Result<Swap, Problem> {
         let now = base.name.name == self.table && {
             let spared = self.spared.load(Ordering::SeqCst);
             self.spared.store(spared.saturating_sub(1), Ordering::SeqCst);
@@ -353,7 +340,7 @@ impl Catalog for Dying {
         if self.dead.load(Ordering::SeqCst) || (now && !self.after) {
             return Err(self.die());
         }
-        let swapped = self.inner.commit(base, updates).await;
+        let swapped = inner.commit(base, updates).await;
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push(base.name.name.clone());
         if now { Err(self.die()) } else { swapped }
     }
@@ -361,14 +348,15 @@ impl Catalog for Dying {
 
 /// Runs a worker until it dies there; what it has committed, in order.
 async fn run_and_die(lake: &mut Lake, table: &'static str, spared: usize, after: bool) -> Vec<String> {
-    let dying = Dying::new(lake, table, spared, after);
+    let inner = Arc::new(lake.catalog());
+    let dying = Arc::new(Between { inner, meddler: Dying::new(table, spared, after) });
     lake.catalog_between = Some(dying.clone());
     let running = lake.start();
     let ended = tokio::time::timeout(support::DEADLINE, running.task).await.expect("the step is reached");
     let problem = ended.expect("no panic").expect_err("the worker has died");
     assert_eq!(problem.code, "CRASHED", "{problem:?}");
     lake.catalog_between = None;
-    dying.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    dying.meddler.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

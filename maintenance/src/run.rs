@@ -261,16 +261,19 @@ impl TablePlan {
     }
 }
 
-/// Does what a plan says, as far as the budget goes.
+/// Does what a plan says, as far as the budget goes, and notes in `outcome` what is done: also where a later step fails.
+///
+/// # Errors
+/// `ROWS_DIFFER`; those of [`Maintainer::replace`], of catalog and storage.
 pub async fn act(
     maintainer: &Maintainer,
     view: &View,
     plan: &TablePlan,
     settings: &Settings,
     budget: &mut Budget,
-) -> Result<Outcome, Problem> {
+    outcome: &mut Outcome,
+) -> Result<(), Problem> {
     let begun = Instant::now();
-    let mut outcome = Outcome::default();
     if !plan.equality_deletes.is_empty() {
         outcome.rewrites.push(delete_by_position(maintainer, view).await?);
     }
@@ -312,7 +315,7 @@ pub async fn act(
         info!(table = plan.table, files = removed.0, bytes = removed.1, "files that nothing needs are removed");
     }
     outcome.seconds = begun.elapsed().as_secs_f64();
-    Ok(outcome)
+    Ok(())
 }
 
 async fn rewrite(

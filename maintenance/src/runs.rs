@@ -111,7 +111,8 @@ impl Step {
         }
     }
 
-    /// The steps of a run of ours that began at `started_at`, in the order in which they were done.
+    /// The steps of a run of ours that began at `started_at`, in the order in which they were done: of one that failed,
+    /// those before.
     pub fn of_run(plan: &TablePlan, outcome: &Outcome, started_at: i64) -> Vec<Self> {
         let mut steps = Vec::new();
         let mut at = started_at;
@@ -127,7 +128,7 @@ impl Step {
             steps.push(Self::of_rewrite(&plan.table, done, at));
             at += milliseconds(done.seconds);
         }
-        if !plan.orphans.removable.is_empty() {
+        if outcome.removed_files > 0 {
             steps.push(Self {
                 trigger: "age".to_owned(),
                 input_files: Some(outcome.removed_files),

@@ -8,24 +8,24 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::between::{Between, Meddler};
 use crate::support::{Lake, Rows, Story, Writer, age_local_files, block_on, eager, temporary_folder};
 use async_trait::async_trait;
 use fastrand::Rng;
 use futures::{StreamExt, stream};
+use iceberg::TableUpdate;
 use iceberg::spec::{SnapshotReference, SnapshotRetention};
-use iceberg::{TableCreation, TableUpdate};
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::properties::{KIND, RESTORED, TO};
 use lakehouse_core::commit::{Committer, GiveWay, Maintainer, Replaced, Restored, Rewrite};
 use lakehouse_core::error::Problem;
 use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
-use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::canonical;
 use maintenance::budget::Budget;
 use maintenance::expire::{self, Expiry, Retention, Snapshots};
 use maintenance::plan::{Group, Order, Reason, Targets};
-use maintenance::run::{self, Settings};
+use maintenance::run::{self, Outcome, Settings};
 use maintenance::view::View;
 use maintenance::{clean, compact};
 use tempfile::TempDir;
@@ -62,18 +62,6 @@ impl Fate {
     }
 }
 
-/// The catalog as the writer reaches it: now and then something else comes between its look and its commit.
-struct Between {
-    clean: Arc<dyn Catalog>,
-    others: Arc<Mutex<Others>>,
-}
-
-/// The same for maintenance, without anything in between that it would have to wait for itself.
-struct Faulty {
-    clean: Arc<dyn Catalog>,
-    network: Arc<Network>,
-}
-
 #[derive(Default)]
 struct Network {
     rng: std::sync::Mutex<Rng>,
@@ -81,17 +69,6 @@ struct Network {
 }
 
 impl Network {
-    async fn send(&self, clean: &dyn Catalog, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
-        let fate = Fate::random(&mut self.rng.lock().expect("no panic holds it"));
-        match fate {
-            Fate::Answered => return clean.commit(base, updates).await,
-            Fate::AnswerLost => drop(clean.commit(base, updates).await?),
-            Fate::Lost => {}
-            Fate::Delayed => self.delayed.lock().expect("no panic holds it").push_back((base.clone(), updates)),
-        }
-        Ok(Swap::Unknown("a test's network".into()))
-    }
-
     async fn deliver(&self, clean: &dyn Catalog) -> Result<(), Problem> {
         let next = self.delayed.lock().expect("no panic holds it").pop_front();
         if let Some((base, updates)) = next {
@@ -101,22 +78,36 @@ impl Network {
     }
 }
 
+/// Maintenance commits through it alone: anything in between it would have to wait for itself.
 #[async_trait]
-impl Catalog for Between {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.clean.list(namespace).await
+impl Meddler for Arc<Network> {
+    async fn commit(
+        &self,
+        inner: &dyn Catalog,
+        base: &LoadedTable,
+        updates: Vec<TableUpdate>,
+    ) -> Result<Swap, Problem> {
+        let fate = Fate::random(&mut self.rng.lock().expect("no panic holds it"));
+        match fate {
+            Fate::Answered => return inner.commit(base, updates).await,
+            Fate::AnswerLost => drop(inner.commit(base, updates).await?),
+            Fate::Lost => {}
+            Fate::Delayed => self.delayed.lock().expect("no panic holds it").push_back((base.clone(), updates)),
+        }
+        Ok(Swap::Unknown("a test's network".into()))
     }
+}
 
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.clean.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.clean.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
-        let mut others = self.others.lock().await;
+/// Now and then something else comes between the writer's look and its commit.
+#[async_trait]
+impl Meddler for Arc<Mutex<Others>> {
+    async fn commit(
+        &self,
+        inner: &dyn Catalog,
+        base: &LoadedTable,
+        updates: Vec<TableUpdate>,
+    ) -> Result<Swap, Problem> {
+        let mut others = self.lock().await;
         let meanwhile = [0, 0, 1, 2, 5][others.rng.usize(..5)];
         others.writer_is_between = true;
         for _ in 0..meanwhile {
@@ -125,26 +116,7 @@ impl Catalog for Between {
         others.writer_is_between = false;
         let network = Arc::clone(&others.network);
         drop(others);
-        network.send(&*self.clean, base, updates).await
-    }
-}
-
-#[async_trait]
-impl Catalog for Faulty {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.clean.list(namespace).await
-    }
-
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.clean.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.clean.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
-        self.network.send(&*self.clean, base, updates).await
+        network.commit(inner, base, updates).await
     }
 }
 
@@ -387,7 +359,7 @@ impl World {
         let lake = Lake::local(folder.path()).await;
         let clean = Arc::clone(&lake.catalog);
         let network = Arc::new(Network { rng: std::sync::Mutex::new(Rng::with_seed(!seed)), ..Network::default() });
-        let faulty = Arc::new(Faulty { clean: Arc::clone(&clean), network: Arc::clone(&network) });
+        let faulty = Arc::new(Between { inner: Arc::clone(&clean), meddler: Arc::clone(&network) });
         let give_way = GiveWay::default();
         let maintainer = Maintainer { catalog: faulty, give_way: give_way.clone(), planted, ..lake.maintainer() };
         let mut rng = Rng::with_seed(seed);
@@ -404,7 +376,7 @@ impl World {
             counts: Counted::default(),
         };
         let others = Arc::new(Mutex::new(others));
-        let through: Arc<dyn Catalog> = Arc::new(Between { clean, others: Arc::clone(&others) });
+        let through: Arc<dyn Catalog> = Arc::new(Between { inner: clean, meddler: Arc::clone(&others) });
         let committer = Committer { give_way, planted, ..lake.committer(Arc::clone(&through)) };
         let writer = Writer::open(&lake, committer).await.expect("an empty table");
         Self {
@@ -582,7 +554,8 @@ fn a_rewrite_that_loses_a_row_is_noticed_in_every_order() {
             let maintainer = Maintainer { planted: Planted::only(Bug::RewriteLosesRow), ..story.lake.maintainer() };
             let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
             let (view, plan) = planned.expect("a plan");
-            let ended = run::act(&maintainer, &view, &plan, &settings, &mut Budget::per_hour(None)).await;
+            let (mut budget, mut outcome) = (Budget::per_hour(None), Outcome::default());
+            let ended = run::act(&maintainer, &view, &plan, &settings, &mut budget, &mut outcome).await;
             assert_eq!(ended.expect_err("it is noticed").code, "ROWS_DIFFER");
         }
         assert_eq!(story.oracle.check(&story.lake).await, 2);

@@ -19,23 +19,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use crate::support::between::{Between, Meddler};
 use crate::support::objects::Life;
 use crate::support::{Lake, Rows, Story, age_local_files, block_on, eager, maintain, temporary_folder};
 use async_trait::async_trait;
+use iceberg::TableUpdate;
 use iceberg::spec::{SnapshotReference, SnapshotRetention, Transform, UnboundPartitionSpec};
-use iceberg::{TableCreation, TableUpdate};
-use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
+use lakehouse_core::catalog::{Catalog, LoadedTable};
 use lakehouse_core::commit::{FileChange, GiveWay, Maintainer, Replaced, Rewrite};
 use lakehouse_core::error::Problem;
 use lakehouse_core::live::{LiveFiles, load_manifest, referenced};
-use lakehouse_core::planted::Planted;
+use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
-use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::{canonical, local_path};
 use maintenance::budget::Budget;
 use maintenance::expire::{self, Snapshots};
 use maintenance::plan::{Group, Reason, Targets};
-use maintenance::run::{self, Settings};
+use maintenance::run::{self, Outcome, Settings};
+use maintenance::runs::{Operation, Step};
 use maintenance::view::View;
 use maintenance::{clean, compact};
 use tempfile::TempDir;
@@ -273,7 +274,8 @@ fn a_rewrite_that_is_overtaken_names_the_files_it_strands_and_they_are_removed_l
         let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
         let (view, plan) = planned.expect("a plan");
         maintain(&story.lake, &settings).await.expect("a run that comes first");
-        let outcome = run::act(&maintainer, &view, &plan, &settings, &mut Budget::per_hour(None)).await.expect("a run");
+        let (mut budget, mut outcome) = (Budget::per_hour(None), Outcome::default());
+        run::act(&maintainer, &view, &plan, &settings, &mut budget, &mut outcome).await.expect("a run");
         let [overtaken] = &outcome.rewrites[..] else { panic!("{outcome:?}") };
         assert!(overtaken.overtaken.is_some() && overtaken.snapshot_id.is_none(), "{outcome:?}");
         let needed = story.lake.referenced().await;
@@ -286,9 +288,28 @@ fn a_rewrite_that_is_overtaken_names_the_files_it_strands_and_they_are_removed_l
     });
 }
 
-/// A catalog in which the writer comes first, before the first few commits of whoever uses it.
+/// iceberg #12545: what a run did before it failed is in nobody's books.
+#[test]
+fn what_a_run_has_done_is_told_although_its_next_step_fails() {
+    block_on(async {
+        let (_folder, mut story) = story().await;
+        story.put(0..10).await;
+        story.put(10..20).await;
+        let maintainer = Maintainer { planted: Planted::only(Bug::RewriteLosesRow), ..story.lake.maintainer() };
+        let settings = eager(1);
+        let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
+        let (view, plan) = planned.expect("a plan");
+        let (mut budget, mut outcome) = (Budget::per_hour(None), Outcome::default());
+        let ended = run::act(&maintainer, &view, &plan, &settings, &mut budget, &mut outcome).await;
+        assert_eq!(ended.expect_err("a row is lost").code, "ROWS_DIFFER");
+        let steps = Step::of_run(&plan, &outcome, 0);
+        let told: Vec<_> = steps.iter().map(|step| (step.operation, step.result.as_str(), step.snapshots)).collect();
+        assert_eq!(told, [(Operation::Expiry, "landed", Some(1))]);
+    });
+}
+
+/// The writer comes first, before the first few commits of whoever is slow.
 struct Slow {
-    inner: Arc<dyn Catalog>,
     /// Commits of the writer so far.
     commits: Arc<AtomicUsize>,
     rounds: AtomicUsize,
@@ -298,27 +319,15 @@ struct Slow {
 const LOST_ROUNDS: usize = 3;
 
 #[async_trait]
-impl Catalog for Slow {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.inner.list(namespace).await
-    }
-
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.inner.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.inner.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
+impl Meddler for Slow {
+    async fn before_commit(&self, _: &LoadedTable) -> Result<(), Problem> {
         if self.rounds.fetch_add(1, SeqCst) < LOST_ROUNDS {
             let seen = self.commits.load(SeqCst);
             while self.commits.load(SeqCst) < seen + 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
-        self.inner.commit(base, updates).await
+        Ok(())
     }
 }
 
@@ -346,7 +355,8 @@ fn a_rewrite_lands_beside_a_writer_that_never_pauses() {
                 story
             }
         });
-        let catalog = Arc::new(Slow { inner: Arc::clone(&lake.catalog), commits, rounds: AtomicUsize::new(0) });
+        let meddler = Slow { commits, rounds: AtomicUsize::new(0) };
+        let catalog = Arc::new(Between { inner: Arc::clone(&lake.catalog), meddler });
         let maintainer = Maintainer { catalog, give_way, ..lake.maintainer() };
         let replaced = maintainer.replace(&table, &rewrite).await.expect("a catalog that answers");
         ends.store(true, SeqCst);
@@ -428,28 +438,11 @@ fn the_position_outlives_every_snapshot_that_has_moved_it() {
     });
 }
 
-/// A catalog whose service alone lists and removes files.
-struct Managed(Arc<dyn Catalog>);
+/// As in a table bucket, where the service alone lists and removes files.
+struct Managed;
 
-#[async_trait]
-impl Catalog for Managed {
-    async fn list(&self, namespace: Option<&str>) -> Result<Vec<TableName>, Problem> {
-        self.0.list(namespace).await
-    }
-
-    async fn load(&self, name: &TableName, known: Option<&LoadedTable>) -> Result<Option<LoadedTable>, Problem> {
-        self.0.load(name, known).await
-    }
-
-    async fn create(&self, name: &TableName, creation: TableCreation) -> Result<LoadedTable, Problem> {
-        self.0.create(name, creation).await
-    }
-
-    async fn commit(&self, base: &LoadedTable, updates: Vec<TableUpdate>) -> Result<Swap, Problem> {
-        self.0.commit(base, updates).await
-    }
-
-    fn removes_files(&self) -> bool {
+impl Meddler for Managed {
+    fn removes_files(&self, _: &dyn Catalog) -> bool {
         true
     }
 }
@@ -466,7 +459,7 @@ fn in_a_table_bucket_nothing_is_listed_or_deleted() {
             assert!(!outcome.rewrites.is_empty(), "{outcome:?}");
             life.store.calls().into_iter().filter(|call| matches!(call, Call::List | Call::Delete)).count()
         };
-        let mut story = Story::on(life.lake_through(|inner| Arc::new(Managed(inner))).await).await;
+        let mut story = Story::on(life.lake_through(|inner| Arc::new(Between { inner, meddler: Managed })).await).await;
         for first in [0, 10, 20] {
             story.put(first..first + 10).await;
             story.change([first], [first + 1]).await;

@@ -1,5 +1,5 @@
-//! What the service counts of itself, and what the lake tells of its pipelines: how old their cuts are, and what stands in
-//! their quarantines.
+//! What the service counts of itself, what is counted by who maintains, and what the lake tells of its pipelines: how old
+//! their cuts are, and what stands in their quarantines.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use super::Shared;
 use crate::config::PipelineConfig;
 use crate::failure::Failure;
 use crate::lake::Lake;
+use crate::upkeep;
 
 /// The first part of every name.
 const PREFIX: &str = "lakehouse";
@@ -44,6 +45,7 @@ pub(super) struct Metrics {
     refused: Family<Reason, Counter>,
     scans: Gauge,
     rows: Counter,
+    pub(super) upkeep: upkeep::Metrics,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,8 +77,8 @@ struct Mirror {
 }
 
 impl Metrics {
-    /// `audit_entries` is counted by who writes them.
-    pub(super) fn new(audit_entries: Counter) -> Self {
+    /// `audit_entries` is counted by who writes them, `upkeep` by who maintains.
+    pub(super) fn new(audit_entries: Counter, upkeep: upkeep::Metrics) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let seconds = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> Histogram);
         let (requests, refused, scans, rows) =
@@ -93,7 +95,8 @@ impl Metrics {
         registry.register("http_scans", "Answers with rows under way", Gauge::clone(&scans));
         registry.register("http_rows", "Rows sent", Counter::clone(&rows));
         registry.register("audit_entries", "Entries written to the audit trail", audit_entries);
-        Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows }
+        upkeep.register(&mut registry);
+        Self { registry: Arc::new(registry), requests, seconds, refused, scans, rows, upkeep }
     }
 
     pub(super) fn refused(&self, why: &str) {

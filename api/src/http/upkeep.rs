@@ -252,7 +252,8 @@ impl Service {
     }
 
     async fn upkeep(&self, tables: &[TableName]) -> Result<Upkeep, Failure> {
-        Upkeep::open(&self.config.maintenance, self.lake.clone(), tables).await
+        let upkeep = Upkeep::open(&self.config.maintenance, self.lake.clone(), tables).await?;
+        Ok(upkeep.counting(&self.metrics.upkeep))
     }
 
     fn passes(&self) -> MutexGuard<'_, Passes> {

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::failure::{Exit, Failure};
 use crate::http::Server;
 use crate::lake::Lake;
+use crate::upkeep::Metrics;
 
 /// Answers until a signal.
 pub(crate) async fn serve(config: &Config) -> Result<Exit, Failure> {
@@ -14,7 +15,7 @@ pub(crate) async fn serve(config: &Config) -> Result<Exit, Failure> {
         let remedy = "add [api] with an address to listen on";
         return Err(Failure::usage("CONFIG_MISSING_KEY", "[api]", "no HTTP service is configured", remedy));
     };
-    let server = Server::bind(config, api, Lake::open(config).await?).await?;
+    let server = Server::bind(config, api, Lake::open(config).await?, Metrics::default()).await?;
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
     server.serve(stop).await;

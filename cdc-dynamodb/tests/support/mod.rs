@@ -3,6 +3,9 @@
 
 #![allow(unreachable_pub, reason = "shared by the tests beside it, and by nothing else")]
 
+#[path = "../../../lakehouse-core/tests/support/between.rs"]
+pub mod between;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

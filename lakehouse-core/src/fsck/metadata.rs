@@ -134,6 +134,14 @@ mod tests {
         assert!(faults(&text).contains("-1"));
     }
 
+    /// Readers such as Athena know version 2 only (`maintenance.md` M-13).
+    #[test]
+    fn another_format_version_is_told() {
+        let mut text = with_type(json!("int"));
+        text["format-version"] = json!(3);
+        assert!(faults(&text).contains("format version 3 instead of 2"));
+    }
+
     #[test]
     fn metadata_files_have_the_name_that_every_engine_parses() {
         let id = "2cd22b57-5127-4198-92ba-e4e67c79821b";

@@ -3,6 +3,8 @@
 
 #![allow(unreachable_pub, reason = "shared by the tests beside it, and by nothing else")]
 
+#[path = "../../../lakehouse-core/tests/support/between.rs"]
+pub mod between;
 pub mod foreign;
 pub mod objects;
 
@@ -355,7 +357,8 @@ pub fn eager(min_snapshots: usize) -> Settings {
 pub async fn maintain(lake: &Lake, settings: &Settings) -> Result<(TablePlan, Outcome), Problem> {
     let maintainer = lake.maintainer();
     let (view, plan) = run::plan(&maintainer, &lake.name, &HashSet::new(), &[], settings).await?;
-    let outcome = run::act(&maintainer, &view, &plan, settings, &mut Budget::per_hour(None)).await?;
+    let mut outcome = Outcome::default();
+    run::act(&maintainer, &view, &plan, settings, &mut Budget::per_hour(None), &mut outcome).await?;
     Ok((plan, outcome))
 }
 
