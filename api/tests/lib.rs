@@ -10,6 +10,7 @@ mod command_line;
 mod console;
 mod foreign;
 mod http;
+mod http_compression;
 mod http_hostile;
 mod http_pages;
 mod http_rows;

@@ -64,7 +64,8 @@ fn document() -> OpenApi {
         "Tables, their past and their rows, and what operators do to pipelines. `x-role` is the least role that may call \
          an address, for the tables of its token; where `x-recent-login` stands, people must have logged in within 15 \
          minutes. A list with `next_page_token` has more: ask the same address again with it as `page_token`. Answers may \
-         get more keys: a client passes over those that it does not know. Of a request the service refuses them."
+         get more keys: a client passes over those that it does not know. Of a request the service refuses them. \
+         Rows and differences come compressed where `Accept-Encoding` names zstd, br or gzip."
             .to_owned(),
     );
     info.license = Some(License::new(env!("CARGO_PKG_LICENSE")));

@@ -18,7 +18,8 @@ use utoipa_axum::routes;
 use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
 use super::{
-    Shared, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows, tables, tags, upkeep,
+    Shared, compression, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows,
+    tables, tags, upkeep,
 };
 use crate::config::Role;
 
@@ -46,7 +47,7 @@ enum Time {
     Answer,
     /// It has no rows of tables, but it reads them, or what stands about all of them: the time of a scan.
     Scan,
-    /// It has rows, and ends by itself (`pipe.rs`).
+    /// It has rows, which may come compressed, and ends by itself (`pipe.rs`).
     Rows,
 }
 
@@ -103,7 +104,7 @@ impl Route {
         let handlers = match self.time {
             Time::Answer => handlers.layer(within_time(ANSWER_TIME)),
             Time::Scan => handlers.layer(within_time(service.api.scan_time.0)),
-            Time::Rows => handlers,
+            Time::Rows => compression::around(handlers),
         };
         let address = described.paths.keys().next().expect("what is described has an address");
         router.route(address, handlers)
