@@ -30,6 +30,7 @@ mod pipelines;
 mod plans;
 mod preconditions;
 mod problem;
+mod query;
 mod rollbacks;
 mod routes;
 mod rows;

@@ -19,9 +19,9 @@ use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
+use super::query::understood;
 use super::rows::{Refused, end_of_lines, respond, too_many};
 use super::tables::{InPath, Named};
-use super::wish::query;
 use crate::cli;
 use crate::failure::Failure;
 use crate::lake::Point;
@@ -29,7 +29,6 @@ use crate::rows::ChangesOutput;
 use crate::shapes;
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Wish {
     /// A point in one word: a snapshot's id, a time as RFC 3339 has it, a cut's position, or a tag.
@@ -66,7 +65,7 @@ pub(super) async fn get(
     uri: Uri,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
+    let wish = understood(wish)?;
     // Counts are one document, whatever rows would be.
     let format = if wish.counts { Format::Json } else { Format::accepted(&headers)? };
     service.shows_rows()?;

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
 use super::{
-    Shared, compression, console, diff, metrics, openapi, operations, pipelines, problem, rollbacks, rows,
+    Shared, compression, console, diff, metrics, openapi, operations, pipelines, problem, query, rollbacks, rows,
     tables, tags, upkeep,
 };
 use crate::config::Role;
@@ -97,6 +97,8 @@ pub(super) fn all() -> Vec<Route> {
 impl Route {
     fn add_to(self, router: Router<Shared>, service: &Shared) -> Router<Shared> {
         let (_, described, mut handlers) = self.described;
+        let (address, item) = described.paths.iter().next().expect("what is described has an address");
+        handlers = handlers.layer(from_fn_with_state(query::Known::of(item), query::check));
         if let Some(role) = self.role {
             let guard = Guard { service: Shared::clone(service), role, recent_login: self.destructive };
             handlers = handlers.layer(from_fn_with_state(guard, auth::check));
@@ -106,7 +108,6 @@ impl Route {
             Time::Scan => handlers.layer(within_time(service.api.scan_time.0)),
             Time::Rows => compression::around(handlers),
         };
-        let address = described.paths.keys().next().expect("what is described has an address");
         router.route(address, handlers)
     }
 }
