@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::config::Span;
 use crate::lake::Point;
@@ -216,6 +218,18 @@ pub(crate) enum Format {
     Arrow,
 }
 
+/// What a diff tells of the way between two points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// Rows that differ at its ends.
+    #[default]
+    Net,
+    /// Every change between them, in order, from the table's history.
+    Log,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
     /// namespace.table
@@ -224,10 +238,13 @@ pub(crate) struct Diff {
     pub(crate) from: Point,
     /// To here: the same.
     pub(crate) to: Point,
-    /// Only say how many rows differ.
+    /// Which rows differ, or every change in between, from the table's history.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) mode: Mode,
+    /// Only say how many rows differ, or how many changes there are.
     #[arg(long)]
     pub(crate) counts: bool,
-    /// End with exit code 5 if any row differs.
+    /// End with exit code 5 if there is anything to tell.
     #[arg(long)]
     pub(crate) exit_code: bool,
     /// How rows are written; of an update the row before and right behind it the row after.

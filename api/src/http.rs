@@ -10,6 +10,7 @@
 
 mod auth;
 mod body;
+mod change_log;
 mod compression;
 mod console;
 mod coordinator;

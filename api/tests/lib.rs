@@ -6,6 +6,7 @@ mod answers;
 mod app_data;
 mod bad_input;
 mod big_transaction;
+mod change_log;
 mod command_line;
 mod console;
 mod foreign;

@@ -114,18 +114,29 @@ impl Lake {
 
     /// The control table of the pipeline whose cuts hold the table.
     async fn control_of(&self, config: &Config, table: &LoadedTable) -> Result<LoadedTable, Failure> {
+        self.pipeline_of(config, table).await?.map(|(_, control)| control).ok_or_else(|| {
+            let message = "no pipeline in the configuration has its cuts";
+            let remedy = "name a snapshot, a time or a tag instead, or configure the table's pipeline";
+            Failure::failed("CUT_UNKNOWN", table.name.to_string(), message, remedy)
+        })
+    }
+
+    /// The pipeline that has the table, by the cuts that it writes, and its control table.
+    pub(crate) async fn pipeline_of<'a>(
+        &self,
+        config: &'a Config,
+        table: &LoadedTable,
+    ) -> Result<Option<(&'a str, LoadedTable)>, Failure> {
         let source = table_state(table)?.source;
         for (name, pipeline) in &config.pipelines {
             if pipeline.namespace == table.name.namespace
                 && let Some((control, found)) = self.control(name).await?
                 && control.cut.is_some_and(|cut| Some(cut.source) == source)
             {
-                return Ok(found);
+                return Ok(Some((name.as_str(), found)));
             }
         }
-        let message = "no pipeline in the configuration has its cuts";
-        let remedy = "name a snapshot, a time or a tag instead, or configure the table's pipeline";
-        Err(Failure::failed("CUT_UNKNOWN", table.name.to_string(), message, remedy))
+        Ok(None)
     }
 }
 
