@@ -314,7 +314,7 @@ pub(crate) struct Rollback {
     /// Mirrors, as namespace.table; with --cut or --as-of all of the pipeline, if none is named.
     #[arg(value_name = "NAMESPACE.TABLE")]
     pub(crate) tables: Vec<TableName>,
-    /// The pipeline; may be left out if there is only one.
+    /// The pipeline; may be left out if there is only one, or if tables of it are named.
     #[arg(long, value_name = "P")]
     pub(crate) pipeline: Option<String>,
     #[command(flatten)]

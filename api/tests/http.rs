@@ -598,6 +598,42 @@ async fn an_order_that_cannot_be_understood_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_finds_the_pipeline_of_its_tables() {
+    let other = lake::CONFIG.replace("pipelines.app", "pipelines.other");
+    let installation = lake::installation_with(&format!("{other}{}", tokens()), &[]).await;
+    lake::add_other(&installation).await;
+    let service = Service::start(&installation).await;
+    let operator = [("authorization", "Bearer operator-token")];
+    let asked = async |body: &str| service.send("POST", "/v1/rollbacks", &operator, body).await;
+    for pipeline in ["app", "other"] {
+        let plan = asked(&format!(r#"{{"tables":["{pipeline}.orders"],"cut":"0/64"}}"#)).await;
+        assert_eq!(plan.status(), 200, "{}", text(&plan));
+        let plan: Value = serde_json::from_slice(&plan.content()).expect("JSON");
+        assert_eq!((&plan["pipeline"], plan["tables"].as_array().map(Vec::len)), (&json!(pipeline), Some(1)));
+        let table = format!("{pipeline}.orders");
+        let told = installation.ask(&["rollback", &table, "--cut", "0/64", "--dry-run"]);
+        assert_eq!(told["tables"], plan["tables"]);
+    }
+    for (body, status, code) in [
+        (r#"{"tables":["app.orders","other.orders"],"cut":"0/64"}"#, 400, "PIPELINE_AMBIGUOUS"),
+        (r#"{"pipeline":"other","tables":["app.orders"],"cut":"0/64"}"#, 404, "TABLE_UNKNOWN"),
+        (r#"{"tables":["app.order"],"cut":"0/64"}"#, 404, "TABLE_UNKNOWN"),
+        (r#"{"cut":"0/64"}"#, 400, "REQUEST_INVALID"),
+    ] {
+        let refused = asked(body).await;
+        assert_eq!(problem(&refused), (status, code.to_owned()), "{body}");
+        if code == "PIPELINE_AMBIGUOUS" {
+            let detail = text(&refused);
+            assert!(detail.contains("app.orders to app; other.orders to other"), "{detail}");
+        }
+    }
+    let both = installation.json(&["rollback", "app.orders", "other.orders", "--cut", "0/64", "--dry-run"]);
+    assert_eq!(both.error(), (2, "PIPELINE_AMBIGUOUS".to_owned()));
+    let all = installation.json(&["rollback", "--cut", "0/64", "--dry-run"]);
+    assert_eq!(all.error(), (2, "PIPELINE_AMBIGUOUS".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_address_passes_over_a_parameter_that_it_does_not_know() {
     let installation = with_tokens().await;
     let service = Service::start(&installation).await;

@@ -57,6 +57,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
             "LOG_BACKWARD",
             "ORDER_INVALID",
             "PAGE_TOKEN_INVALID",
+            "PIPELINE_AMBIGUOUS",
             "REQUEST_INVALID",
             "ROWS_LIMIT",
             "TAG_NAME",
