@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::failure::Failure;
 
@@ -17,6 +18,14 @@ pub(crate) fn json(answer: &impl Serialize) -> Result<(), Failure> {
     written.map_err(io::Error::from)?;
     out.write_all(b"\n")?;
     Ok(out.flush()?)
+}
+
+/// The keys of an object, for a document that has more.
+pub(crate) fn keys(object: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(object) {
+        Ok(Value::Object(keys)) => keys,
+        other => unreachable!("it is no object of plain data: {other:?}"),
+    }
 }
 
 /// A line of text on standard output.

@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lakehouse_core::position::Position;
 use lakehouse_core::schema::TableName;
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::config::Span;
 use crate::lake::Point;
@@ -216,6 +218,18 @@ pub(crate) enum Format {
     Arrow,
 }
 
+/// What a diff tells of the way between two points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// Rows that differ at its ends.
+    #[default]
+    Net,
+    /// Every change between them, in order, from the table's history.
+    Log,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
     /// namespace.table
@@ -224,10 +238,13 @@ pub(crate) struct Diff {
     pub(crate) from: Point,
     /// To here: the same.
     pub(crate) to: Point,
-    /// Only say how many rows differ.
+    /// Which rows differ, or every change in between, from the table's history.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) mode: Mode,
+    /// Only say how many rows differ, or how many changes there are.
     #[arg(long)]
     pub(crate) counts: bool,
-    /// End with exit code 5 if any row differs.
+    /// End with exit code 5 if there is anything to tell.
     #[arg(long)]
     pub(crate) exit_code: bool,
     /// How rows are written; of an update the row before and right behind it the row after.
@@ -297,7 +314,7 @@ pub(crate) struct Rollback {
     /// Mirrors, as namespace.table; with --cut or --as-of all of the pipeline, if none is named.
     #[arg(value_name = "NAMESPACE.TABLE")]
     pub(crate) tables: Vec<TableName>,
-    /// The pipeline; may be left out if there is only one.
+    /// The pipeline; may be left out if there is only one, or if tables of it are named.
     #[arg(long, value_name = "P")]
     pub(crate) pipeline: Option<String>,
     #[command(flatten)]

@@ -4,13 +4,15 @@
 //!
 //! A request goes through `routes.rs` (which role may call what; `openapi.rs` tells programs), `identity.rs` (who is
 //! calling), `auth.rs` (whether they may) and one handler; every error, whoever makes it, becomes an answer in `problem.rs`.
-//! Rows are written by blocking work through a pipe that the client empties (`pipe.rs`); operations go on behind their
-//! answers (`coordinator.rs`). Connections are those of `listener.rs`, in TLS where the configuration has a certificate
-//! (`tls.rs`).
+//! Rows are written by blocking work through a pipe that the client empties (`pipe.rs`), compressed where it wishes so
+//! (`compression.rs`); operations go on behind their answers (`coordinator.rs`). Connections are those of `listener.rs`, in
+//! TLS where the configuration has a certificate (`tls.rs`).
 
 mod audit;
 mod auth;
 mod body;
+mod change_log;
+mod compression;
 mod console;
 mod coordinator;
 mod diff;
@@ -31,6 +33,7 @@ mod plans;
 mod preconditions;
 mod problem;
 mod quarantine;
+mod query;
 mod rollbacks;
 mod routes;
 mod rows;

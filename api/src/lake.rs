@@ -1,6 +1,7 @@
 //! The lake as the verbs see it: the catalog that the configuration names, tables by name, snapshots by what a person
 //! calls them, and the numbers that snapshots carry along. Changes nothing.
 
+mod log;
 mod open;
 mod point;
 

@@ -4,6 +4,7 @@
 mod cells;
 mod changes;
 mod filter;
+mod log;
 mod order;
 mod output;
 
@@ -20,6 +21,7 @@ use crate::nearest::nearest;
 pub(crate) use changes::ChangesOutput;
 use filter::{Condition, Filter};
 pub(crate) use filter::{FilterTree, Where};
+pub(crate) use log::{LogOutput, write as write_log};
 use order::Order;
 pub(crate) use order::{By, ORDERED_ROWS};
 pub(crate) use output::Output;

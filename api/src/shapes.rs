@@ -92,26 +92,56 @@ struct CutOfRows {
     exact: bool,
 }
 
-/// What differs between two snapshots of a table, in one document.
+/// What differs between two snapshots of a table, or what has led from one to the other, in one document.
 #[derive(ToSchema)]
 pub(crate) struct Changes {
     /// As `namespace.table`.
     table: String,
     from: String,
     to: String,
+    /// Only of a log, as `log`.
+    #[schema(nullable = false)]
+    mode: Option<String>,
     /// Left out where only counts are wanted.
     #[schema(nullable = false)]
     changes: Option<Vec<Change>>,
     inserted: u64,
     updated: u64,
     deleted: u64,
+    /// Only of a log, as the next ones: rows that the source has let go of, and the mirror keeps.
+    #[schema(nullable = false)]
+    expired: Option<u64>,
+    #[schema(nullable = false)]
+    truncated: Option<u64>,
+    #[schema(nullable = false)]
+    quarantined: Option<u64>,
 }
 
-/// A row that differs.
+/// A row that differs; in a log one change, and where it comes from.
 #[derive(ToSchema)]
 struct Change {
     change: Changed,
-    /// Of a row updated or deleted.
+    /// Only in a log, as the next ones: the end of the change's transaction.
+    #[schema(nullable = false)]
+    position: Option<Position>,
+    /// Place in its transaction.
+    #[schema(nullable = false)]
+    ordinal: Option<i32>,
+    /// At the source; RFC 3339.
+    #[schema(nullable = false)]
+    committed_at: Option<String>,
+    /// The source's own number.
+    #[schema(nullable = false)]
+    transaction_id: Option<String>,
+    /// Of a source's log in shards.
+    #[schema(nullable = false)]
+    lane: Option<String>,
+    #[schema(nullable = false)]
+    offset: Option<String>,
+    /// Who has made the change, where the source says that it was not a client.
+    #[schema(nullable = false)]
+    actor: Option<String>,
+    /// Of a row updated or deleted; in a log what the source has sent of it.
     #[schema(nullable = false)]
     before: Option<BTreeMap<String, Value>>,
     /// Of a row inserted or updated.
@@ -125,6 +155,9 @@ enum Changed {
     Inserted,
     Updated,
     Deleted,
+    Expired,
+    Truncated,
+    Quarantined,
 }
 
 /// JSON, an object a line. The last has `_status`: `complete`, or `failed` with a `code`; without it rows are missing.

@@ -601,6 +601,75 @@ async fn an_order_that_cannot_be_understood_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_finds_the_pipeline_of_its_tables() {
+    let other = lake::CONFIG.replace("pipelines.app", "pipelines.other");
+    let installation = lake::installation_with(&format!("{other}{}", tokens()), &[]).await;
+    lake::add_other(&installation).await;
+    let service = Service::start(&installation).await;
+    let operator = [("authorization", "Bearer operator-token")];
+    let asked = async |body: &str| service.send("POST", "/v1/rollbacks", &operator, body).await;
+    for pipeline in ["app", "other"] {
+        let plan = asked(&format!(r#"{{"tables":["{pipeline}.orders"],"cut":"0/64"}}"#)).await;
+        assert_eq!(plan.status(), 200, "{}", text(&plan));
+        let plan: Value = serde_json::from_slice(&plan.content()).expect("JSON");
+        assert_eq!((&plan["pipeline"], plan["tables"].as_array().map(Vec::len)), (&json!(pipeline), Some(1)));
+        let table = format!("{pipeline}.orders");
+        let told = installation.ask(&["rollback", &table, "--cut", "0/64", "--dry-run"]);
+        assert_eq!(told["tables"], plan["tables"]);
+    }
+    for (body, status, code) in [
+        (r#"{"tables":["app.orders","other.orders"],"cut":"0/64"}"#, 400, "PIPELINE_AMBIGUOUS"),
+        (r#"{"pipeline":"other","tables":["app.orders"],"cut":"0/64"}"#, 404, "TABLE_UNKNOWN"),
+        (r#"{"tables":["app.order"],"cut":"0/64"}"#, 404, "TABLE_UNKNOWN"),
+        (r#"{"cut":"0/64"}"#, 400, "REQUEST_INVALID"),
+    ] {
+        let refused = asked(body).await;
+        assert_eq!(problem(&refused), (status, code.to_owned()), "{body}");
+        if code == "PIPELINE_AMBIGUOUS" {
+            let detail = text(&refused);
+            assert!(detail.contains("app.orders to app; other.orders to other"), "{detail}");
+        }
+    }
+    let both = installation.json(&["rollback", "app.orders", "other.orders", "--cut", "0/64", "--dry-run"]);
+    assert_eq!(both.error(), (2, "PIPELINE_AMBIGUOUS".to_owned()));
+    let all = installation.json(&["rollback", "--cut", "0/64", "--dry-run"]);
+    assert_eq!(all.error(), (2, "PIPELINE_AMBIGUOUS".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_address_passes_over_a_parameter_that_it_does_not_know() {
+    let installation = with_tokens().await;
+    let service = Service::start(&installation).await;
+    let admin = [("authorization", "Bearer admin-token")];
+    let mut asked = 0;
+    for (method, path, operation) in openapi::operations() {
+        let target = path.replace("{namespace}", "app").replace("{table}", "orders");
+        let part = |part: &str| if part.starts_with('{') { "none".to_owned() } else { part.to_owned() };
+        let target = target.split('/').map(part).collect::<Vec<_>>().join("/");
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let known: Vec<_> =
+            parameters.filter(|one| one["in"] == "query").filter_map(|one| one["name"].as_str()).collect();
+        // The right name with a letter less, the right one of other addresses, and one with nothing behind it.
+        let near: Vec<String> = known.iter().map(|name| format!("{}=1", &name[1..])).collect();
+        for query in near.iter().map(String::as_str).chain(["nonsense=1", "Limit=1", "nonsense"]) {
+            let answer = service.send(&method, &format!("{target}?{query}"), &admin, "").await;
+            assert_eq!(problem(&answer), (400, "REQUEST_INVALID".to_owned()), "{method} {path}?{query}");
+            let name = query.split('=').next().expect("a name");
+            assert!(text(&answer).contains(name), "{method} {path}?{query}: {}", text(&answer));
+            asked += 1;
+        }
+        let role = operation["x-role"].is_string();
+        let stranger = service.send(&method, &format!("{target}?nonsense=1"), &[], "").await.status();
+        assert_eq!(stranger, if role { 401 } else { 400 }, "{method} {path}");
+    }
+    assert!(asked > 100, "{asked}");
+    let head = service.call("HEAD", "/v1/tables?nonsense=1", &admin).await;
+    assert_eq!(head.status(), 400);
+    let known = service.get("/v1/tables?page_size=1", &admin).await;
+    assert_eq!(known.status(), 200, "{}", text(&known));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_let_in_by_default_and_no_strange_name_by_anonymous_access() {
     let closed = lake::installation_with("[api]\n", &[]).await;
     let service = Service::start(&closed).await;

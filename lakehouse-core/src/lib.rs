@@ -26,6 +26,7 @@
 //! | *epoch*, *owner* | number and random name of one incarnation of a pipeline's worker |
 //! | *key index* | where the row of each key stands |
 //! | *diff* | what differs between two snapshots of one table: rows inserted, updated, deleted |
+//! | *change log* | the changes that have led from one snapshot of a table to another, in order, from its history |
 //! | *rewrite* | data files replaced by others with the same rows: a compaction |
 //! | *row map* | where the rows of replaced data files stand after a rewrite |
 //! | *forward* | carry deletes that came meanwhile over to the files of a rewrite |
@@ -46,6 +47,7 @@ pub mod aws;
 pub mod batch;
 pub mod catalog;
 pub mod change;
+pub mod change_log;
 pub mod commit;
 pub mod compare;
 pub mod copy;

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod catalogs;
+mod change_log;
 mod compaction;
 mod crash;
 mod diff;

@@ -12,7 +12,7 @@ use super::Shared;
 use super::auth::Principal;
 use super::page::{self, Begin, PageWish};
 use super::problem::HttpProblem;
-use super::wish::query;
+use super::query::understood;
 use crate::audit::Recorded;
 
 /// What its pages' tokens are good for, and what a refusal is about.
@@ -47,7 +47,7 @@ pub(super) async fn list(
         let detail = "the audit trail is about all tables, and the token is not for all of them";
         return Err(service.beyond_scope(&principal, LIST, detail).await);
     }
-    let Begin { behind, size } = service.page_key.begin(&query(wish)?, &[LIST])?;
+    let Begin { behind, size } = service.page_key.begin(&understood(wish)?, &[LIST])?;
     let found = service.audit.page(behind, size).await?.ok_or_else(page::invalid)?;
     let next_page_token = found.next.map(|mark| service.page_key.token(&[LIST], &mark));
     Ok(Json(Trail { kept: service.audit.is_kept(), entries: found.entries, next_page_token }).into_response())

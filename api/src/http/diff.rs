@@ -1,4 +1,5 @@
-//! What differs between two points of a table's past.
+//! What differs between two points of a table's past (`net`), or what has led from one to the other (`log`, in
+//! `change_log.rs`).
 
 use std::io::Write;
 
@@ -7,29 +8,31 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
+use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::diff::{Counts, Diff};
 use serde::Deserialize;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use tracing::info;
 use utoipa::IntoParams;
 
-use super::Shared;
 use super::auth::Principal;
 use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
+use super::query::understood;
 use super::rows::{Refused, end_of_lines, respond, too_many};
 use super::tables::{InPath, Named};
-use super::wish::query;
-use crate::cli;
+use super::{Service, Shared};
+use crate::answer;
+use crate::audit::Intent;
+use crate::cli::{self, Mode};
 use crate::failure::Failure;
 use crate::lake::Point;
 use crate::rows::ChangesOutput;
 use crate::shapes;
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Wish {
     /// A point in one word: a snapshot's id, a time as RFC 3339 has it, a cut's position, or a tag.
@@ -38,12 +41,18 @@ pub(super) struct Wish {
     /// The same.
     #[param(example = "main")]
     to: String,
-    /// Only how many rows differ.
+    /// `net`: the rows that differ; `log`: every change in between, in order, from the table's history.
+    #[serde(default)]
+    #[param(inline)]
+    mode: Mode,
+    /// Only how many rows differ, or how many changes there are.
     #[serde(default)]
     counts: bool,
 }
 
-/// Read what differs between two points of a table's past.
+/// Read what differs between two points of a table's past, or what has led from one to the other.
+///
+/// A log is the history's, so the token must be for that as well. It leads forward, and it is whole or there is none.
 #[utoipa::path(
     get, path = "/v1/tables/{namespace}/{table}/diff", operation_id = "read_diff", tag = "tables", params(InPath, Wish),
     responses(
@@ -56,6 +65,7 @@ pub(super) struct Wish {
             headers(("ETag" = String))
         ),
         Refused,
+        (status = 409, description = "The history of a log may not have its last changes yet"),
     )
 )]
 pub(super) async fn get(
@@ -66,7 +76,7 @@ pub(super) async fn get(
     uri: Uri,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
+    let wish = understood(wish)?;
     // Counts are one document, whatever rows would be.
     let format = if wish.counts { Format::Json } else { Format::accepted(&headers)? };
     service.shows_rows()?;
@@ -78,63 +88,105 @@ pub(super) async fn get(
         *id = found.map_err(|failure| HttpProblem::of_point(failure, &table, &point))?;
     }
     let [from, to] = ids;
-    let uuid = table.metadata.uuid().to_string();
-    let snapshots = format!("diff {from} {to}");
-    let etag = Etag::of(&[&uuid, &snapshots, uri.query().unwrap_or_default(), format.media_type()]);
-    if let Some(unchanged) = etag.unchanged(&headers) {
-        return Ok(unchanged);
+    let address = uri.query().unwrap_or_default();
+    let (service, principal, headers) = (&*service, &principal, &headers);
+    let asked = Asked { service, principal, headers, address, table, from, to, counts: wish.counts, format };
+    match wish.mode {
+        Mode::Net => asked.net().await,
+        Mode::Log => asked.log().await,
     }
-    let permit = service.scan_permit(&principal)?;
-    let diff = Diff::open(&service.lake.storage, &table, from, to).await?;
-    info!(principal = %principal.name, table = %table.name, from, to, counts = wish.counts, "a diff is read");
-    let detail = json!({
-        "from": from.to_string(),
-        "to": to.to_string(),
-        "counts": wish.counts,
-        "format": format.media_type(),
-    });
-    let intent = service.audit.read(principal.asks("diff", table.name.to_string(), detail)).await?;
-    let mut head = Map::new();
-    head.insert("table".to_owned(), json!(table.name.to_string()));
-    head.insert("from".to_owned(), json!(from.to_string()));
-    head.insert("to".to_owned(), json!(to.to_string()));
-    let (most, metrics) = (service.most_rows(format, None)?, service.metrics.clone());
-    let work = move |mut pipe: Pipe, wanted: &Wanted| {
-        let watch = || wanted.check();
-        if wish.counts {
-            let counts = diff.counts(&watch);
-            intent.outcome_now(&counts, json!({"rows": 0}));
-            let Counts { inserted, updated, deleted } = counts?;
-            let counts = [("inserted", inserted), ("updated", updated), ("deleted", deleted)];
-            head.extend(counts.map(|(key, rows)| (key.to_owned(), json!(rows))));
-            writeln!(pipe, "{}", serde_json::Value::Object(head))?;
-            return Ok(pipe);
-        }
-        let mut output = match format {
-            Format::Json => ChangesOutput::json(pipe, head)?,
-            Format::Ndjson => ChangesOutput::flat(cli::Format::Ndjson, pipe, diff.schema(), false)?,
-            Format::Csv => ChangesOutput::flat(cli::Format::Csv, pipe, diff.schema(), false)?,
-            Format::Arrow => ChangesOutput::flat(cli::Format::Arrow, pipe, diff.schema(), false)?,
-        };
-        let mut written = 0;
-        let found = diff.changes(&watch, &mut |changes| {
-            written += changes.num_rows() as u64;
-            if written > most {
-                return Err(too_many(most));
-            }
-            output.write(&changes)
+}
+
+/// Two states of a table, and what is asked about the way between them.
+pub(super) struct Asked<'a> {
+    pub(super) service: &'a Service,
+    pub(super) principal: &'a Principal,
+    pub(super) headers: &'a HeaderMap,
+    /// The query of the request.
+    address: &'a str,
+    pub(super) table: LoadedTable,
+    pub(super) from: i64,
+    pub(super) to: i64,
+    pub(super) counts: bool,
+    pub(super) format: Format,
+}
+
+impl Asked<'_> {
+    /// Of the answer; `what` is all that decides it beside the request.
+    pub(super) fn etag(&self, what: &str) -> Etag {
+        let uuid = self.table.metadata.uuid().to_string();
+        Etag::of(&[&uuid, what, self.address, self.format.media_type()])
+    }
+
+    /// Tells the log and the audit trail who reads what.
+    pub(super) async fn intent(&self, mode: &'static str) -> Result<Intent, HttpProblem> {
+        let Self { service, principal, table, from, to, counts, format, .. } = self;
+        info!(principal = %principal.name, table = %table.name, from, to, mode, counts, "a diff is read");
+        let detail = json!({
+            "from": from.to_string(),
+            "to": to.to_string(),
+            "mode": mode,
+            "counts": counts,
+            "format": format.media_type(),
         });
-        metrics.rows(written);
-        intent.outcome_now(&found, json!({"rows": written}));
-        match found {
-            Ok(counts) if format == Format::Ndjson => end_of_lines(output.end(counts)?, Ok(json!(counts))),
-            Ok(counts) => output.end(counts),
-            Err(failure) if format == Format::Ndjson && wanted.has_begun() => {
-                end_of_lines(output.end(Counts::default())?, Err::<_, Failure>(failure))
-            }
-            Err(failure) => Err(failure),
+        Ok(service.audit.read(principal.asks("diff", table.name.to_string(), detail)).await?)
+    }
+
+    /// What a document begins with.
+    pub(super) fn head(&self) -> Map<String, Value> {
+        let mut head = Map::new();
+        head.insert("table".to_owned(), json!(self.table.name.to_string()));
+        head.insert("from".to_owned(), json!(self.from.to_string()));
+        head.insert("to".to_owned(), json!(self.to.to_string()));
+        head
+    }
+
+    async fn net(self) -> Result<Response, HttpProblem> {
+        let (service, counts, format) = (self.service, self.counts, self.format);
+        let etag = self.etag(&format!("diff {} {}", self.from, self.to));
+        if let Some(unchanged) = etag.unchanged(self.headers) {
+            return Ok(unchanged);
         }
-    };
-    let answer = pipe::start(&service, permit, work);
-    Ok(etag.on(respond(answer, format).await?))
+        let permit = service.scan_permit(self.principal)?;
+        let diff = Diff::open(&service.lake.storage, &self.table, self.from, self.to).await?;
+        let intent = self.intent("net").await?;
+        let mut head = self.head();
+        let (most, metrics) = (service.most_rows(format, None)?, service.metrics.clone());
+        let work = move |mut pipe: Pipe, wanted: &Wanted| {
+            let watch = || wanted.check();
+            if counts {
+                let counts = diff.counts(&watch);
+                intent.outcome_now(&counts, json!({"rows": 0}));
+                head.extend(answer::keys(&counts?));
+                writeln!(pipe, "{}", Value::Object(head))?;
+                return Ok(pipe);
+            }
+            let mut output = match format {
+                Format::Json => ChangesOutput::json(pipe, head)?,
+                Format::Ndjson => ChangesOutput::flat(cli::Format::Ndjson, pipe, diff.schema(), false)?,
+                Format::Csv => ChangesOutput::flat(cli::Format::Csv, pipe, diff.schema(), false)?,
+                Format::Arrow => ChangesOutput::flat(cli::Format::Arrow, pipe, diff.schema(), false)?,
+            };
+            let mut written = 0;
+            let found = diff.changes(&watch, &mut |changes| {
+                written += changes.num_rows() as u64;
+                if written > most {
+                    return Err(too_many(most));
+                }
+                output.write(&changes)
+            });
+            metrics.rows(written);
+            intent.outcome_now(&found, json!({"rows": written}));
+            match found {
+                Ok(counts) if format == Format::Ndjson => end_of_lines(output.end(counts)?, Ok(json!(counts))),
+                Ok(counts) => output.end(counts),
+                Err(failure) if format == Format::Ndjson && wanted.has_begun() => {
+                    end_of_lines(output.end(Counts::default())?, Err::<_, Failure>(failure))
+                }
+                Err(failure) => Err(failure),
+            }
+        };
+        let answer = pipe::start(service, permit, work);
+        Ok(etag.on(respond(answer, format).await?))
+    }
 }

@@ -64,7 +64,8 @@ fn document() -> OpenApi {
         "Tables, their past and their rows, and what operators do to pipelines. `x-role` is the least role that may call \
          an address, for the tables of its token; where `x-recent-login` stands, people must have logged in within 15 \
          minutes. A list with `next_page_token` has more: ask the same address again with it as `page_token`. Answers may \
-         get more keys: a client passes over those that it does not know. Of a request the service refuses them."
+         get more keys: a client passes over those that it does not know. Of a request the service refuses them, and \
+         parameters as well. Rows and differences come compressed where `Accept-Encoding` names zstd, br or gzip."
             .to_owned(),
     );
     info.license = Some(License::new(env!("CARGO_PKG_LICENSE")));
@@ -115,7 +116,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
 
 /// Adds what a handler does not say about itself.
 fn complete(operation: &mut Operation, role: Option<Role>, destructive: bool) {
-    let mut also = vec![StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE];
+    let mut also = vec![StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE];
     if let Some(role) = role {
         also.extend([StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN]);
         operation.security = Some(vec![SecurityRequirement::new(SCHEME, [""; 0])]);
@@ -123,9 +124,6 @@ fn complete(operation: &mut Operation, role: Option<Role>, destructive: bool) {
     }
     if destructive {
         operation.extensions.get_or_insert_default().insert(RECENT_LOGIN.to_owned(), json!(true));
-    }
-    if operation.parameters.is_some() || operation.request_body.is_some() {
-        also.push(StatusCode::BAD_REQUEST);
     }
     if operation.request_body.is_some() {
         also.extend([StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE]);

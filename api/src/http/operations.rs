@@ -19,7 +19,7 @@ use super::auth::Principal;
 use super::body::{Body, Id, Name, Reason, Why, named};
 use super::page::PageWish;
 use super::problem::HttpProblem;
-use super::wish::query;
+use super::query::understood;
 use super::{Service, Shared};
 use crate::answer;
 use crate::cli::PositionRange;
@@ -91,7 +91,6 @@ struct Operations {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Wish {
     /// Only those of this pipeline.
@@ -116,7 +115,7 @@ pub(super) async fn list(
     Extension(principal): Extension<Principal>,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let Wish { pipeline: wanted, page_size, page_token } = query(wish)?;
+    let Wish { pipeline: wanted, page_size, page_token } = understood(wish)?;
     if let Some(name) = &wanted {
         service.config.pipeline(name)?;
     }

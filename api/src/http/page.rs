@@ -28,7 +28,7 @@ const SECRET_LENGTH: usize = 32;
 
 /// Which page of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct PageWish {
     /// Items of a page; 100, where it is left out.

@@ -12,7 +12,7 @@ use super::auth::Principal;
 use super::body::{Body, Name, Nothing, Reason, Why, named};
 use super::page::PageWish;
 use super::problem::HttpProblem;
-use super::wish::query;
+use super::query::understood;
 use super::{Service, Shared};
 use crate::operate;
 use crate::operate::resync::{Requested, Resync};
@@ -55,7 +55,7 @@ pub(super) async fn list(
     wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
     let names: Vec<&String> = service.config.pipelines.keys().collect();
-    let page = service.page_key.page(&query(wish)?, &["pipelines"], names, |name| (*name).clone())?;
+    let page = service.page_key.page(&understood(wish)?, &["pipelines"], names, |name| (*name).clone())?;
     let mut pipelines = Vec::new();
     for name in page.items {
         pipelines.push(service.pipeline(&principal, name).await?);

@@ -54,8 +54,10 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
         &[
             "COLUMN_UNKNOWN",
             "FILTER_INVALID",
+            "LOG_BACKWARD",
             "ORDER_INVALID",
             "PAGE_TOKEN_INVALID",
+            "PIPELINE_AMBIGUOUS",
             "REQUEST_INVALID",
             "ROWS_LIMIT",
             "TAG_NAME",
@@ -82,7 +84,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
     (StatusCode::NOT_ACCEPTABLE, &["NOT_ACCEPTABLE"]),
     // A body that has not come in time.
     (StatusCode::REQUEST_TIMEOUT, &["REQUEST_INVALID"]),
-    (StatusCode::GONE, &["SNAPSHOT_EXPIRED"]),
+    (StatusCode::GONE, &["HISTORY_INCOMPLETE", "SNAPSHOT_EXPIRED"]),
     // The request is right, and what stands in the lake is in its way.
     (
         StatusCode::CONFLICT,

@@ -21,13 +21,13 @@ use super::auth::Principal;
 use super::body::{Body, Reason, Why};
 use super::page::{Begin, Page, PageWish};
 use super::problem::HttpProblem;
+use super::query::understood;
 use super::tables::{InPath, Named};
-use super::wish::query;
 use crate::operate::quarantine::{Replay, Requested};
 use crate::quarantined::{Listed, Place, Quarantine, Quarantined, Wish, check_mirror};
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
     /// Keys, and not only their digests.
@@ -67,7 +67,7 @@ pub(super) async fn list(
     named: Named,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let Parameters { show_keys, page_size, page_token } = query(parameters)?;
+    let Parameters { show_keys, page_size, page_token } = understood(parameters)?;
     service.shows_rows()?;
     service.check_scope(&principal, &[named.0.quarantine()]).await?;
     let mirror = named.load(&service.lake).await?;

@@ -28,7 +28,7 @@ use super::{Service, Shared};
 use crate::answer;
 use crate::failure::Failure;
 use crate::lake::Point;
-use crate::operate::rollback::{PlannedTable, Preview, PreviewedTable, begin, mirrors};
+use crate::operate::rollback::{PlannedTable, Preview, PreviewedTable, begin, mirrors, pipeline};
 use crate::shapes;
 
 /// What is to go back, and where to: exactly one of the last four.
@@ -36,7 +36,8 @@ use crate::shapes;
 #[serde(deny_unknown_fields)]
 #[schema(as = RollbackOrder)]
 pub(super) struct Wanted {
-    pipeline: String,
+    /// May be left out where tables of it are named.
+    pipeline: Option<String>,
     /// All mirrors of the pipeline, where it is left out.
     tables: Option<Vec<Name>>,
     snapshot_id: Option<Id>,
@@ -70,6 +71,9 @@ impl Wanted {
             Point::Snapshot(_) | Point::Tag(_) if self.tables.is_none() => {
                 Err(HttpProblem::invalid("a snapshot or tag is one table's: name tables, or give cut or as_of"))
             }
+            _ if self.pipeline.is_none() && self.tables.is_none() => {
+                Err(HttpProblem::invalid("name a pipeline, or tables of one"))
+            }
             point => Ok(point),
         }
     }
@@ -98,11 +102,10 @@ pub(super) async fn preview(
 ) -> Result<Response, HttpProblem> {
     let point = wanted.point()?;
     let names = named(wanted.tables)?;
-    let pipeline = &wanted.pipeline;
-    let config = service.config.pipeline(pipeline)?;
-    match names.is_empty() {
-        true => service.check_scope_of_all(&principal, pipeline, config).await?,
-        false => service.check_scope(&principal, &names).await?,
+    service.check_scope(&principal, &names).await?;
+    let (pipeline, config) = pipeline(&service.lake, &service.config, wanted.pipeline.as_deref(), &names).await?;
+    if names.is_empty() {
+        service.check_scope_of_all(&principal, pipeline, config).await?;
     }
     let _permit = service.scan_permit(&principal)?;
     let _counted = service.metrics.scan();
@@ -119,7 +122,7 @@ pub(super) async fn preview(
         id: kept.id.clone(),
         etag: kept.etag.text().to_owned(),
         expires_at: answer::time(expires_at),
-        pipeline: pipeline.clone(),
+        pipeline: pipeline.to_owned(),
         cut: kept.plan.cut,
         tables: preview.tables.iter().map(PreviewedTable::answer).collect(),
     };
@@ -285,5 +288,8 @@ mod tests {
         ] {
             assert!(point(wrong).is_err(), "{wrong}");
         }
+        let of_none = |text: &str| serde_json::from_str::<Wanted>(text).unwrap().point();
+        assert!(of_none(r#"{"cut":"0/C8"}"#).is_err(), "all tables of which pipeline?");
+        assert!(of_none(r#"{"tables":["app.t"],"cut":"0/C8"}"#).is_ok());
     }
 }

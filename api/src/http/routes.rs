@@ -18,8 +18,8 @@ use utoipa_axum::routes;
 use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
 use super::{
-    Shared, audit, console, diff, metrics, openapi, operations, pipelines, problem, quarantine, rollbacks, rows,
-    tables, tags, upkeep,
+    Shared, audit, compression, console, diff, metrics, openapi, operations, pipelines, problem, quarantine, query,
+    rollbacks, rows, tables, tags, upkeep,
 };
 use crate::config::Role;
 
@@ -47,7 +47,7 @@ enum Time {
     Answer,
     /// It has no rows of tables, but it reads them, or what stands about all of them: the time of a scan.
     Scan,
-    /// It has rows, and ends by itself (`pipe.rs`).
+    /// It has rows, which may come compressed, and ends by itself (`pipe.rs`).
     Rows,
 }
 
@@ -100,6 +100,8 @@ pub(super) fn all() -> Vec<Route> {
 impl Route {
     fn add_to(self, router: Router<Shared>, service: &Shared) -> Router<Shared> {
         let (_, described, mut handlers) = self.described;
+        let (address, item) = described.paths.iter().next().expect("what is described has an address");
+        handlers = handlers.layer(from_fn_with_state(query::Known::of(item), query::check));
         if let Some(role) = self.role {
             let guard = Guard { service: Shared::clone(service), role, recent_login: self.destructive };
             handlers = handlers.layer(from_fn_with_state(guard, auth::check));
@@ -107,9 +109,8 @@ impl Route {
         let handlers = match self.time {
             Time::Answer => handlers.layer(within_time(ANSWER_TIME)),
             Time::Scan => handlers.layer(within_time(service.api.scan_time.0)),
-            Time::Rows => handlers,
+            Time::Rows => compression::around(handlers),
         };
-        let address = described.paths.keys().next().expect("what is described has an address");
         router.route(address, handlers)
     }
 }

@@ -20,9 +20,10 @@ use super::etag::Etag;
 use super::format::Format;
 use super::pipe::{self, Answer, Pipe, Wanted, too_much};
 use super::problem::HttpProblem;
+use super::query::understood;
 use super::scans::ScanPermit;
 use super::tables::{InPath, Named};
-use super::wish::{self, Document, Parameters, Wish};
+use super::wish::{Document, Parameters, Wish};
 use super::{Service, Shared};
 use crate::answer;
 use crate::cli;
@@ -90,7 +91,7 @@ pub(super) async fn get(
     uri: Uri,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wish = wish::query(parameters)?.wish()?;
+    let wish = understood(parameters)?.wish()?;
     read(&service, &principal, &named, &headers, wish, Some(uri.query().unwrap_or_default())).await
 }
 

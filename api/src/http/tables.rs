@@ -22,7 +22,7 @@ use super::auth::Principal;
 use super::etag::Etag;
 use super::page::{Page, PageWish};
 use super::problem::HttpProblem;
-use super::wish::query;
+use super::query::understood;
 use crate::answer;
 use crate::failure::Failure;
 use crate::lake::Lake;
@@ -77,7 +77,7 @@ impl FromRequestParts<Shared> for Listing {
 
     async fn from_request_parts(parts: &mut Parts, service: &Shared) -> Result<Self, HttpProblem> {
         let named = Named::from_request_parts(parts, service).await?;
-        let wish = query(Query::from_request_parts(parts, service).await)?;
+        let wish = understood(Query::from_request_parts(parts, service).await)?;
         let table = named.load(&service.lake).await?;
         Ok(Self { service: Shared::clone(service), table, wish, headers: parts.headers.clone() })
     }
@@ -120,7 +120,7 @@ pub(super) async fn list(
     headers: HeaderMap,
     wish: Result<Query<PageWish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let wish = query(wish)?;
+    let wish = understood(wish)?;
     let mut names = service.lake.names(None).await?;
     names.retain(|name| principal.may_see(name));
     let page = service.page_key.page(&wish, &["tables"], names, |name| (name.namespace.clone(), name.name.clone()))?;

@@ -26,7 +26,7 @@ use super::body::{Body, Name, Reason, named};
 use super::operations::accepted;
 use super::passes::{Pass, Passes, State as PassState};
 use super::problem::HttpProblem;
-use super::wish::query;
+use super::query::understood;
 use super::{Service, Shared};
 use crate::answer;
 use crate::audit::Intent;
@@ -41,7 +41,6 @@ const MOST_STEPS: usize = 1_000;
 const RUNNING: &str = "MAINTENANCE_RUNNING";
 
 #[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Wish {
     /// Only those of this one, as `namespace.table`.
@@ -85,7 +84,7 @@ pub(super) async fn history(
     Extension(principal): Extension<Principal>,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, HttpProblem> {
-    let Wish { table, limit } = query(wish)?;
+    let Wish { table, limit } = understood(wish)?;
     let limit = limit.unwrap_or(STEPS);
     if !(1..=MOST_STEPS).contains(&limit) {
         return Err(HttpProblem::invalid(format!("limit: from 1 to {MOST_STEPS}")));

@@ -2,8 +2,6 @@
 
 use std::collections::HashSet;
 
-use axum::extract::Query;
-use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -19,7 +17,7 @@ use crate::shapes;
 
 /// In an address. Of the first four at most one.
 #[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
     /// The state as of this snapshot. At most one of `snapshot_id`, `as_of`, `tag` and `cut`; else the newest.
@@ -167,11 +165,6 @@ pub(super) fn settled_point(
 
 fn give_one() -> HttpProblem {
     HttpProblem::invalid("give one of snapshot_id, as_of, tag and cut")
-}
-
-/// Of a query that cannot be understood.
-pub(super) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, HttpProblem> {
-    query.map(|Query(wish)| wish).map_err(|rejection| HttpProblem::invalid(rejection.body_text()))
 }
 
 #[cfg(test)]

@@ -23,6 +23,41 @@ use crate::failure::Failure;
 use crate::lake::{self, Kind, Lake, Point};
 use crate::shapes;
 
+/// The pipeline that is named; where none is, the one that all of the tables belong to, or the only one.
+///
+/// # Errors
+/// As [`Config::choose_one`]; `PIPELINE_AMBIGUOUS` for tables of several, which go back one by one; `TABLE_UNKNOWN`.
+pub(crate) async fn pipeline<'a>(
+    lake: &Lake,
+    config: &'a Config,
+    wanted: Option<&str>,
+    tables: &[TableName],
+) -> Result<(&'a str, &'a PipelineConfig), Failure> {
+    if wanted.is_some() || tables.is_empty() || config.pipelines.len() == 1 {
+        return config.choose_one(wanted);
+    }
+    let mut owned: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for name in tables {
+        let table = lake.table(name).await?;
+        let (owner, _, _) = lake.pipeline_of(config, &table).await?.ok_or_else(|| {
+            let message = "no pipeline in the configuration has it in its cuts";
+            Failure::failed("TABLE_UNKNOWN", name.to_string(), message, "name a mirror; see `lakehouse status`")
+        })?;
+        owned.entry(owner).or_default().push(name.to_string());
+    }
+    let mut owners = owned.keys().copied();
+    match (owners.next(), owners.next()) {
+        (Some(owner), None) => config.choose_one(Some(owner)),
+        _ => {
+            let of_one = |(owner, tables): (&&str, &Vec<String>)| format!("{} to {owner}", tables.join(", "));
+            let message = owned.iter().map(of_one).collect::<Vec<_>>().join("; ");
+            let remedy = "roll back the tables of one pipeline at a time: each has cuts of its own";
+            let message = format!("the tables belong to several pipelines: {message}");
+            Err(Failure::usage("PIPELINE_AMBIGUOUS", "tables", message, remedy))
+        }
+    }
+}
+
 /// The mirrors that are named, each once, or all that the pipeline has.
 ///
 /// # Errors

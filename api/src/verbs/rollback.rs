@@ -14,12 +14,12 @@ use crate::cli::Rollback;
 use crate::failure::{Exit, Failure};
 use crate::lake::{Lake, Point};
 use crate::operate::heads;
-use crate::operate::rollback::{Preview, PreviewedTable, begin, finish, mirrors};
+use crate::operate::rollback::{Preview, PreviewedTable, begin, finish, mirrors, pipeline};
 
 pub(super) async fn run(context: &Context, arguments: &Rollback) -> Result<Exit, Failure> {
-    let (name, config) = context.config.choose_one(arguments.pipeline.as_deref())?;
     let point = point(arguments)?;
     let lake = Lake::open(&context.config).await?;
+    let (name, config) = pipeline(&lake, &context.config, arguments.pipeline.as_deref(), &arguments.tables).await?;
     let tables = mirrors(&lake, name, config, &arguments.tables).await?;
     // A person stops the whole process.
     let never = CancellationToken::new();

@@ -81,14 +81,33 @@ pub(crate) async fn with_quarantine(config: &str, quarantined: &[i64]) -> Instal
     installation
 }
 
+/// Adds `other.orders` to the lake, with the rows 1 and 2, of a pipeline `other` that the configuration has.
+pub(crate) async fn add_other(installation: &Installation) {
+    let schema = Arc::new(TableSchema { mirror: TableName::new("other", "orders"), ..schema() });
+    let start = Position::new(0x64);
+    let mut lakehouse = open_as("other", installation, start, vec![Arc::clone(&schema)]).await;
+    copy(&mut lakehouse, &schema, start, &columns(&[(1, None, None), (2, None, None)])).await;
+    commit_rows(&mut lakehouse, &schema, 0xC8, &[(Operation::Delete, (1, None, None))]).await;
+}
+
 /// The pipeline `app` of an installation, whose lake is empty.
 pub(crate) async fn open(installation: &Installation, start: Position, schemas: Vec<Arc<TableSchema>>) -> Lakehouse {
+    open_as("app", installation, start, schemas).await
+}
+
+/// The pipeline of this name, which has no tables yet.
+async fn open_as(
+    pipeline: &str,
+    installation: &Installation,
+    start: Position,
+    schemas: Vec<Arc<TableSchema>>,
+) -> Lakehouse {
     let lake = installation.path().join("lake");
     let storage = Storage::local();
     let catalog = SqliteCatalog::open(&lake.join("catalog.db"), &lake.join("warehouse"), storage.clone());
     let catalog: Arc<dyn Catalog> = Arc::new(catalog.expect("a new catalog"));
-    let control = Control::open(Arc::clone(&catalog), storage.clone(), "app").await.expect("a control table");
-    let local_state = installation.path().join("state/app");
+    let control = Control::open(Arc::clone(&catalog), storage.clone(), pipeline).await.expect("a control table");
+    let local_state = installation.path().join("state").join(pipeline);
     let environment = Environment {
         catalog,
         storage,
