@@ -429,7 +429,9 @@ async fn operators_do_what_readers_only_look_at_and_for_their_own_tables() {
             match expected {
                 401 => assert_eq!(problem(&answer).1, "UNAUTHENTICATED"),
                 403 => assert_eq!(problem(&answer).1, "FORBIDDEN"),
-                404 => assert!(["OPERATION_UNKNOWN", "RUN_UNKNOWN"].contains(&problem(&answer).1.as_str())),
+                404 => assert!(
+                    ["OPERATION_UNKNOWN", "RUN_UNKNOWN", "TABLE_UNKNOWN"].contains(&problem(&answer).1.as_str())
+                ),
                 428 => assert_eq!(problem(&answer).1, "PRECONDITION_REQUIRED"),
                 _ => {}
             }

@@ -243,8 +243,9 @@ async fn a_rollback_of_all_tables_that_is_killed_anywhere_comes_to_one_end_in_al
         // Whoever comes next brings it to its end: here the worker, which the journal has fenced.
         let ended = async {
             loop {
-                let states = [live_state(&scene, "public.t").await, live_state(&scene, "public.beside").await];
                 let open = scene.ask(&["operations"]).await;
+                // Looked at behind it: an operation that has ended then has left no table in a state of before.
+                let states = [live_state(&scene, "public.t").await, live_state(&scene, "public.beside").await];
                 let last = open["operations"].as_array().and_then(|all| all.last()).cloned().unwrap_or_default();
                 let stage = last["stage"].as_str().unwrap_or("none").to_owned();
                 if states[0] == states[1] && !matches!(stage.as_str(), "forward" | "back") {

@@ -181,7 +181,8 @@ impl Answer {
                 }
             }
         });
-        Ok(Body::from_stream(stream::iter(first.map(Ok)).chain(rest)))
+        // Whoever compresses it asks again behind its end.
+        Ok(Body::from_stream(stream::iter(first.map(Ok)).chain(rest).fuse()))
     }
 }
 
