@@ -54,7 +54,7 @@ impl Job {
         let part = |files: u64| if quick { files / 10 } else { files };
         match self {
             Self::Large => Fragments { files: part(180), file_bytes: 11_000_000 },
-            Self::Small => Fragments { files: 20, file_bytes: 1_100_000 },
+            Self::Small => Fragments { files: 20, file_bytes: 2_400_000 },
             Self::Deletes => Fragments { files: part(5_000), file_bytes: 100_000 },
         }
     }
