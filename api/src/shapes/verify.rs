@@ -79,6 +79,7 @@ mod tests {
     fn a_shape_has_the_keys_and_words_of_what_it_stands_for() {
         use compare::Difference::{Differing, OnlyInMirror, OnlyInSource};
         let words = |schema: RefOr<Schema>| serde_json::to_value(schema).unwrap()["enum"].clone();
+        let sample = compare::Sample { difference: OnlyInSource, key: "a1".to_owned() };
         check::<Sample>(&sample);
         let equal = verify::TableVerdict::new("app.t".to_owned(), TableComparison::default());
         let found = TableComparison { only_in_source: 1, samples: vec![sample], ..TableComparison::default() };
