@@ -53,7 +53,8 @@ struct Shown<'a> {
 
 /// Compare the mirrors of a pipeline with its source, row by row.
 ///
-/// It changes nothing, and goes on behind this answer: it reads every row, of the source with the pipeline's own credentials.
+/// It changes nothing, and goes on behind this answer: it reads every row, at the source with the pipeline's own
+/// credentials.
 #[utoipa::path(
     post, path = "/v1/pipelines/{pipeline}/verify", operation_id = "verify_pipeline", tag = "pipelines",
     params(("pipeline" = String, Path)), request_body = Wanted,
@@ -116,7 +117,8 @@ pub(super) async fn show(
     })
 }
 
-/// The verification behind the answer. A service that ends meanwhile gives it up; the source lets go of what it held for it.
+/// The verification behind the answer. A service that ends meanwhile gives it up, and the source lets go of what it has
+/// held for it.
 async fn perform(service: Shared, id: String, pipeline: String, options: VerifyOptions, intent: Intent) {
     let verified = async {
         let config = service.config.pipeline(&pipeline)?;

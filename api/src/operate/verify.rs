@@ -9,7 +9,8 @@ use crate::lake::{Kind, Lake, kind};
 /// The mirrors of a pipeline: those that are named, or all of them where none is.
 ///
 /// # Errors
-/// `NO_CUT`; `TABLE_UNKNOWN` for what is no mirror of the pipeline: nothing of it would be compared, and nothing found different.
+/// `NO_CUT`; `TABLE_UNKNOWN` for what is no mirror of the pipeline: nothing of it would be compared, and so nothing found
+/// different.
 pub(crate) async fn mirrors(
     lake: &Lake,
     pipeline: &str,
