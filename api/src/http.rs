@@ -26,7 +26,6 @@ mod oidc;
 pub(crate) mod openapi;
 mod operations;
 mod page;
-mod passes;
 mod pipe;
 mod pipelines;
 mod plans;
@@ -37,17 +36,20 @@ mod query;
 mod rollbacks;
 mod routes;
 mod rows;
+mod runs;
 mod scans;
 mod tables;
 mod tags;
 mod tls;
 mod upkeep;
+mod verifications;
 mod wish;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
+use lakehouse_core::verify::VerifyReport;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -55,14 +57,14 @@ use crate::audit::{Audit, Via};
 use crate::config::{ApiConfig, Config};
 use crate::failure::Failure;
 use crate::lake::Lake;
-use crate::upkeep::Metrics as UpkeepMetrics;
+use crate::upkeep::{Metrics as UpkeepMetrics, TableReport};
 use coordinator::Coordinator;
 use listener::Listener;
 use metrics::Metrics;
 use oidc::Oidc;
 use page::PageKey;
-use passes::Passes;
 use plans::Plans;
+use runs::Runs;
 use scans::Scans;
 use tls::Tls;
 
@@ -83,8 +85,9 @@ struct Service {
     /// Of the tokens of pages.
     page_key: PageKey,
     coordinator: Coordinator,
-    /// Passes of maintenance that callers have asked for.
-    passes: Mutex<Passes>,
+    /// What callers have asked for, and look at.
+    passes: Runs<Vec<TableReport>>,
+    verifications: Runs<VerifyReport>,
     audit: Audit,
 }
 
@@ -121,7 +124,8 @@ impl Server {
             scans: Scans::new(usize::try_from(api.scans).unwrap_or(1)),
             metrics: Metrics::new(audit.entries(), upkeep),
             plans: Mutex::default(),
-            passes: Mutex::default(),
+            passes: Runs::new("/v1/maintenance/runs", "MAINTENANCE_RUNNING"),
+            verifications: Runs::new("/v1/verifications", "VERIFY_RUNNING"),
             page_key: PageKey::new(api.page_key.as_ref())?,
             audit,
         });

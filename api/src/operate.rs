@@ -11,6 +11,7 @@ pub(crate) mod release;
 pub(crate) mod resync;
 pub(crate) mod rollback;
 pub(crate) mod tags;
+pub(crate) mod verify;
 
 pub(crate) use control::heads;
 

@@ -5,6 +5,7 @@
 #![expect(dead_code, reason = "only their schemas are wanted")]
 
 mod upkeep;
+mod verify;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 pub(crate) use upkeep::{ForeignRewrite, Measures, Step, TableRun, Told};
+pub(crate) use verify::VerifyReport;
 
 // lakehouse_core::position::Position
 pub(crate) struct Position;

@@ -150,7 +150,7 @@ async fn a_rollback_is_done_and_undone_in_the_console() {
     for address in ["#/", "#/tables/app/t", "#/operations", "#/rollback/app"] {
         page.run(&format!("location.hash = '{address}'")).await;
         page.run("return new Promise(done => setTimeout(done, 1000))").await;
-        let verbs = page.run("return document.getElementById('main').innerText.match(/\\b(Pause|Resume|Resync|Preview)\\b|^Roll back$/m)");
+        let verbs = page.run("return document.getElementById('main').innerText.match(/\\b(Pause|Resume|Resync|Verify|Preview)\\b|^Roll back$/m)");
         assert_eq!(verbs.await, Value::Null, "{address}");
     }
     page.press("Sign out").await;
@@ -312,6 +312,12 @@ async fn tags_maintenance_quarantine_and_audit_are_seen_to_at_a_desk_and_on_a_ph
     page.sees("● done").await;
     page.press("All that was done").await;
     page.sees("landed").await;
+
+    // A pipeline is compared with its source, and the verdict comes to stand where it was asked for.
+    scene.go("#/", "Pipelines").await;
+    page.click("//button[@id='verify-app']").await;
+    scene.order("Verify", "before the report").await;
+    page.sees("● equal").await;
     scene.sign_out().await;
 
     // All of it at both widths: nothing is wider than the window, and what is hostile is a text.
@@ -335,7 +341,7 @@ async fn tags_maintenance_quarantine_and_audit_are_seen_to_at_a_desk_and_on_a_ph
     page.sees(HOSTILE[0]).await;
     page.sees("invoiceU+202Efdp.exeU+202C U+200Bend").await;
     let shown = page.run("return document.body.innerText").await;
-    for action in ["protect", "untag", "maintain", "no longer needed"] {
+    for action in ["protect", "untag", "maintain", "verify", "no longer needed"] {
         assert!(shown.as_str().is_some_and(|text| text.contains(action)), "{action}: {shown}");
     }
     assert_ne!(page.run("return document.title").await, "owned");

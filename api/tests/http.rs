@@ -49,7 +49,7 @@ const ROUTES: [&str; 7] = [
 
 /// What is shown of the caller, pipelines and operations, and what operators do to them: method, address, body, and the statuses that a
 /// reader, an operator and an admin for other tables get. The last one copies a table anew, and so takes it out of the cut.
-const OPERATING: [(&str, &str, &str, [u16; 3]); 24] = [
+const OPERATING: [(&str, &str, &str, [u16; 3]); 26] = [
     ("GET", "/v1/me", "", [200, 200, 200]),
     ("GET", "/v1/tables/app/orders/history", "", [200, 200, 403]),
     ("POST", "/v1/tables/app/orders/rows:query", "{}", [200, 200, 403]),
@@ -73,6 +73,8 @@ const OPERATING: [(&str, &str, &str, [u16; 3]); 24] = [
     ("GET", "/v1/maintenance/runs", "", [200, 200, 200]),
     ("GET", "/v1/maintenance/runs/none", "", [403, 404, 404]),
     ("POST", "/v1/maintenance", r#"{"tables":["app.orders"]}"#, [403, 200, 403]),
+    ("POST", "/v1/pipelines/app/verify", r#"{"tables":["app.order"]}"#, [403, 404, 403]),
+    ("GET", "/v1/verifications/none", "", [403, 404, 404]),
     ("POST", "/v1/pipelines/app/resync", r#"{"tables":["app.orders"],"reason":"test"}"#, [403, 202, 403]),
 ];
 
@@ -569,6 +571,12 @@ async fn an_order_that_cannot_be_understood_changes_nothing() {
         ("/v1/pipelines/app/resync", r#"{"tables":[],"reason":"x"}"#, 400, "REQUEST_INVALID"),
         ("/v1/pipelines/app/resync", r#"{"tables":["orders"],"reason":"x"}"#, 400, "REQUEST_INVALID"),
         ("/v1/pipelines/app/resync", r#"{"tables":["app.order"],"reason":"x"}"#, 404, "TABLE_UNKNOWN"),
+        ("/v1/pipelines/app/verify", r#"{"tables":[]}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/verify", r#"{"cut":"x"}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/verify", r#"{"reason":" "}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/verify", r#"{"show_keys":true}"#, 400, "REQUEST_INVALID"),
+        ("/v1/pipelines/app/verify", r#"{"tables":["app.order"]}"#, 404, "TABLE_UNKNOWN"),
+        ("/v1/pipelines/ap/verify", "{}", 404, "PIPELINE_UNKNOWN"),
         ("/v1/rollbacks", r#"{"pipeline":"app"}"#, 400, "REQUEST_INVALID"),
         ("/v1/rollbacks", r#"{"pipeline":"app","cut":"0/64","tag":"x"}"#, 400, "REQUEST_INVALID"),
         ("/v1/rollbacks", r#"{"pipeline":"app","snapshot_id":"1"}"#, 400, "REQUEST_INVALID"),
@@ -599,6 +607,50 @@ async fn an_order_that_cannot_be_understood_changes_nothing() {
     let other = service.get("/v1/operations?pipeline=ap", &operator).await;
     assert_eq!(problem(&other), (404, "PIPELINE_UNKNOWN".to_owned()));
     assert_eq!(text(&service.get("/v1/pipelines/app", &operator).await), before);
+}
+
+/// Why a verification of the whole pipeline has come to nothing, in every word that a client gets of it.
+async fn failed_verification(service: &Service) -> Value {
+    let operator = [("authorization", "Bearer operator-token")];
+    let begun = service.send("POST", "/v1/pipelines/app/verify", &operator, "{}").await;
+    let address = begun.header("location").unwrap_or_else(|| panic!("{}", text(&begun)));
+    let since = Instant::now();
+    loop {
+        let verification: Value =
+            serde_json::from_slice(&service.get(address, &operator).await.content()).expect("JSON");
+        if verification["state"] != "running" {
+            assert_eq!(
+                (&verification["state"], &verification["report"]),
+                (&json!("failed"), &Value::Null),
+                "{verification}"
+            );
+            return verification;
+        }
+        assert!(since.elapsed() < START, "{verification}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_without_a_way_to_the_source_says_so_and_no_secret() {
+    const SECRET: &str = "hunter-2-of-the-source";
+    let config = "password = { env = \"VERIFIED_PASSWORD\" }\n[audit]\nfile = \"audit.jsonl\"\n";
+    let installation = lake::installation_with(&format!("{config}{}", tokens()), &[]).await;
+    let unset = failed_verification(&Service::start(&installation).await).await;
+    assert_eq!(unset["code"], "SECRET_UNREADABLE", "{unset}");
+
+    let installation = installation.variable("VERIFIED_PASSWORD", SECRET);
+    let verification = failed_verification(&Service::start(&installation).await).await;
+    let told = installation.json(&["verify"]);
+    assert_eq!((told.error().1.as_str(), &verification["code"]), ("REFUSED", &json!("REFUSED")), "{verification}");
+    assert_eq!(verification["remedy"], told.json()["remedy"], "{verification}");
+    let (entries, all) = entries(&installation);
+    let outcomes: Vec<_> = entries.iter().filter(|entry| entry["kind"] == "outcome").collect();
+    let codes: Vec<_> = outcomes.iter().map(|entry| [&entry["action"], &entry["detail"]["code"]]).collect();
+    assert_eq!(codes, [[&json!("verify"), &unset["code"]], [&json!("verify"), &verification["code"]]], "{all}");
+    for shown in [verification.to_string(), all, installation.log()] {
+        assert!(!shown.contains(SECRET), "{shown}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! What operators do over HTTP, by the real binary while a worker follows its source: a rollback is shown, confirmed on what
-//! was shown and once only, and undone or replayed; a pipeline stands still and goes on; a table is copied anew.
+//! was shown and once only, and undone or replayed; a pipeline stands still and goes on; a table is copied anew; mirrors are
+//! verified.
 //!
 //! Which caller may call what, and what is refused before anything is looked at, is in `http.rs`.
 
@@ -30,6 +31,7 @@ sha256 = "235f92570efc97561c766e038aa69ebdc21edd7ba1b762f4fb23202580618cd4"
 role = "operator"
 tables = ["app.beside"]
 "#;
+const VERIFY: &str = "/v1/pipelines/app/verify";
 const POLL: Duration = Duration::from_millis(100);
 /// Longer than a batch that was under way takes to land: its interval is a second.
 const STILL: Duration = Duration::from_secs(4);
@@ -162,6 +164,31 @@ impl Scene {
         told.unwrap_or_else(|_| panic!("no outcome of {verb} at {stage}:\n{}", trail()));
         let verified = self.live.site.lakehouse.ask(&["audit", "verify"]).await;
         assert_eq!(verified["verdict"], "sound", "{verified}");
+    }
+
+    /// Asks for a verification, and gives its address.
+    async fn verify(&self, token: &str, wanted: Value) -> String {
+        let answer = self.call(token, "POST", VERIFY, &[], &wanted).await;
+        let begun = document(&answer);
+        let address = format!("/v1/verifications/{}", begun["id"].as_str().unwrap_or_default());
+        assert_eq!((answer.status(), answer.header("location")), (202, Some(address.as_str())), "{begun}");
+        address
+    }
+
+    /// A verification that has come to a verdict.
+    async fn verified(&self, address: &str) -> Value {
+        let wait = async {
+            loop {
+                let verification = self.get(address).await;
+                match verification["state"].as_str() {
+                    Some("running") => tokio::time::sleep(POLL).await,
+                    _ => return verification,
+                }
+            }
+        };
+        let verification = tokio::time::timeout(DEADLINE, wait).await.expect("an end");
+        assert_eq!((&verification["state"], &verification["code"]), (&json!("done"), &Value::Null), "{verification}");
+        verification
     }
 
     /// A transaction at the source that the lake has; its number there.
@@ -406,5 +433,84 @@ async fn a_pipeline_stands_still_and_goes_on_and_a_table_is_copied_anew() {
     let copies = snapshots["snapshots"].as_array().expect("snapshots").iter().filter(copied).count();
     assert_eq!(copies, 2, "{snapshots}");
     scene.live.site.assert_equal().await;
+    stop(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_are_verified_and_one_that_is_held_differs() {
+    let (scene, worker) = Scene::begin().await;
+    let address = scene.verify("operator", json!({"reason": "after the load"})).await;
+    let verification = scene.verified(&address).await;
+    for (key, expected) in [("pipeline", "app"), ("by", "operator"), ("reason", "after the load")] {
+        assert_eq!(verification[key], expected, "{verification}");
+    }
+    let report = &verification["report"];
+    assert_eq!((&report["verdict"], report["tables"].as_array().map(Vec::len)), (&json!("equal"), Some(2)), "{report}");
+    // The command line says the same, at a later position.
+    let told = scene.live.site.lakehouse.ask(&["verify"]).await;
+    for key in ["verdict", "against", "tables"] {
+        assert_eq!(report[key], told[key], "{report}");
+    }
+
+    // Each for their own tables; and nothing but mirrors.
+    for wanted in [json!({}), json!({"tables": ["app.beside", "app.t"]})] {
+        assert_eq!(code(scene.post("foreign", VERIFY, wanted).await), problem(403, "FORBIDDEN"));
+    }
+    let look = async |address: &str| scene.call("foreign", "GET", address, &[], &Value::Null).await;
+    assert_eq!(refused(&look(&address).await), problem(404, "RUN_UNKNOWN"));
+    let own = scene.verify("foreign", json!({"tables": ["app.beside"]})).await;
+    let verification = scene.verified(&own).await;
+    assert_eq!(document(&look(&own).await), verification);
+    assert_eq!(verification["report"]["tables"].as_array().map(Vec::len), Some(1), "{verification}");
+    let history = scene.post("operator", VERIFY, json!({"tables": ["app.t_history"]})).await;
+    assert_eq!(code(history), problem(404, "TABLE_UNKNOWN"));
+
+    // While a table is held at older rows it is not as its source.
+    let target = scene.head().await;
+    scene.change("UPDATE t SET n = n + 1 WHERE id <= 50; DELETE FROM t WHERE id > 90").await;
+    scene.rolled_back(&scene.plan(&target).await, "k").await;
+    let verification = scene.verified(&scene.verify("operator", json!({})).await).await;
+    let report = &verification["report"];
+    let counts = |table: &Value| {
+        let keys = ["table", "verdict", "only_in_source", "only_in_mirror", "differing"];
+        keys.map(|key| table[key].clone())
+    };
+    let tables: Vec<_> = report["tables"].as_array().expect("tables").iter().map(counts).collect();
+    let expected = [
+        [json!("app.beside"), json!("equal"), json!(0), json!(0), json!(0)],
+        [json!("app.t"), json!("different"), json!(0), json!(10), json!(50)],
+    ];
+    assert_eq!((&report["verdict"], &tables[..]), (&json!("different"), &expected[..]), "{report}");
+    let samples = report["tables"][1]["samples"].as_array().expect("samples");
+    let is_digest = |key: &str| key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    assert!(samples.len() == 20 && samples.iter().all(|one| one["key"].as_str().is_some_and(is_digest)), "{report}");
+
+    let trail = scene.live.site.lakehouse.config().with_file_name("audit.jsonl");
+    let trail = fs::read_to_string(trail).expect("an audit trail");
+    let entries = trail.lines().map(|line| serde_json::from_str::<Value>(line).expect("an entry"));
+    let of_verify: Vec<_> = entries.filter(|entry| entry["action"] == "verify").collect();
+    let told: Vec<_> = of_verify.iter().map(|entry| (&entry["kind"], &entry["detail"]["verdict"])).collect();
+    let (intent, outcome) = (json!("intent"), json!("outcome"));
+    let (none, [equal, different]) = (Value::Null, ["equal", "different"].map(Value::from));
+    let [first, second, third] = [&equal, &equal, &different].map(|verdict| [(&intent, &none), (&outcome, verdict)]);
+    assert_eq!(told, [first, second, third].concat(), "{trail}");
+    stop(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_is_verified_once_at_a_time() {
+    let (scene, worker) = Scene::begin().await;
+    stop(worker).await;
+    // Without a worker no cut comes to where the source is, so the verification waits for one.
+    scene.live.sql("UPDATE t SET n = 1").await;
+    let address = scene.verify("operator", json!({})).await;
+    let other = scene.post("second", VERIFY, json!({"tables": ["app.beside"]})).await;
+    assert_eq!(code(other), problem(409, "VERIFY_RUNNING"));
+    let running = scene.get(&address).await;
+    assert_eq!((&running["state"], &running["report"]), (&json!("running"), &Value::Null), "{running}");
+    let worker = scene.live.site.start();
+    assert_eq!(scene.verified(&address).await["report"]["verdict"], "equal");
+    let next = scene.verify("second", json!({"tables": ["app.beside"]})).await;
+    assert_eq!(scene.verified(&next).await["report"]["verdict"], "equal");
     stop(worker).await;
 }

@@ -51,7 +51,7 @@ struct Route {
 const REASON: &str = r#"{"reason":"test"}"#;
 
 #[rustfmt::skip]
-const ROUTES: [Route; 39] = [
+const ROUTES: [Route; 41] = [
     Route { method: "GET", path: "/livez", target: "/livez", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/readyz", target: "/readyz", body: "", callers: Everybody, status: [200, 200] },
     Route { method: "GET", path: "/metrics", target: "/metrics", body: "", callers: Everybody, status: [200, 200] },
@@ -79,6 +79,8 @@ const ROUTES: [Route; 39] = [
     Route { method: "GET", path: "/v1/maintenance/runs", target: "/v1/maintenance/runs", body: "", callers: Readers, status: [200, 200] },
     Route { method: "GET", path: "/v1/maintenance/runs/{id}", target: "/v1/maintenance/runs/none", body: "", callers: Operators, status: [404, 404] },
     Route { method: "POST", path: "/v1/maintenance", target: "/v1/maintenance", body: r#"{"tables":["app.orders"]}"#, callers: Operators, status: [200, 403] },
+    Route { method: "POST", path: "/v1/pipelines/{pipeline}/verify", target: "/v1/pipelines/app/verify", body: r#"{"tables":["app.order"]}"#, callers: Operators, status: [404, 403] },
+    Route { method: "GET", path: "/v1/verifications/{id}", target: "/v1/verifications/none", body: "", callers: Operators, status: [404, 404] },
     Route { method: "PUT", path: "/v1/tables/{namespace}/{table}/tags/{name}", target: "/v1/tables/app/orders/tags/v1", body: r#"{"cut":"0/64"}"#, callers: Operators, status: [428, 403] },
     Route { method: "DELETE", path: "/v1/tables/{namespace}/{table}/tags/{name}", target: "/v1/tables/app/orders/tags/v1", body: "{}", callers: Operators, status: [428, 403] },
     Route { method: "POST", path: "/v1/pipelines/{pipeline}/pause", target: "/v1/pipelines/app/pause", body: REASON, callers: Operators, status: [200, 403] },

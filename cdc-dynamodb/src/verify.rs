@@ -88,8 +88,9 @@ pub async fn verify(
         }
     }
     // Most of the time is spent waiting for a cut, which is the same for all.
-    let comparisons = futures::stream::iter(tables.iter().map(Verified::compare)).buffered(TABLES_AT_ONCE);
-    let found: Vec<Found> = comparisons.try_collect().await?;
+    // Gathered first: nobody could send a stream that still has to call `compare` to another thread.
+    let comparisons: Vec<_> = tables.iter().map(Verified::compare).collect();
+    let found: Vec<Found> = futures::stream::iter(comparisons).buffered(TABLES_AT_ONCE).try_collect().await?;
     let reached = found.iter().map(|found| found.position).max().unwrap_or(Position::START);
     let verdict = |(table, found): (&Verified<'_>, Found)| TableVerdict {
         quarantined: table.items.table().quarantine.map(|_| found.quarantined),

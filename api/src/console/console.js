@@ -12,6 +12,7 @@ import { passView } from "./pass.js";
 import { quarantineView } from "./quarantine.js";
 import { rollbackView } from "./rollback.js";
 import { tableView } from "./table.js";
+import { verificationView } from "./verification.js";
 import { forget, look } from "./watch.js";
 
 const VIEWS = [
@@ -23,6 +24,7 @@ const VIEWS = [
   ["operations/*", "Operation", operationView],
   ["maintenance", "Maintenance", maintenanceView],
   ["maintenance/*", "Pass", passView],
+  ["verifications/*", "Verification", verificationView],
   ["audit", "Audit", auditView],
   ["codes/*", "Code", codeView],
 ];

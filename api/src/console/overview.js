@@ -5,7 +5,7 @@ import { button, el, facts, link, redraw, right, rightHead, table, tableLink } f
 import { empty, loading, trouble } from "./forms.js";
 import { lagPlot } from "./plot.js";
 import { quarantineLink } from "./quarantine.js";
-import { pause, resume, resync } from "./verbs.js";
+import { pause, resume, resync, verify } from "./verbs.js";
 import { ownerOf, watch, watched } from "./watch.js";
 import { ago, code, count, dash, duration, many, state, time } from "./words.js";
 
@@ -90,6 +90,7 @@ function card(pipeline) {
         names.length > 0 &&
           el("a", { class: "button", id: `rollback-${name}`, href: link(["rollback", name]) }, "Roll back"),
         names.length > 0 && button("Resync", () => resync(name, names), { id: `resync-${name}` }),
+        names.length > 0 && button("Verify", () => verify(name, names), { id: `verify-${name}` }),
       ),
   );
 }

@@ -1,12 +1,8 @@
 // One pass of maintenance that somebody has asked for: while it is at work, and what has come of it.
 
-import { get } from "./api.js";
-import { el, facts, link, redraw, right, rightHead, table, tableLink, tell } from "./dom.js";
-import { loading, trouble } from "./forms.js";
-import { bytes, code, count, dash, state, time } from "./words.js";
-
-// Between two looks at one that is at work, in milliseconds.
-const POLL = 1_000;
+import { el, link, right, rightHead, table, tableLink } from "./dom.js";
+import { runView } from "./run.js";
+import { bytes, code, count, dash } from "./words.js";
 
 export const sum = (all, key) => all.reduce((total, one) => total + one[key], 0);
 
@@ -17,37 +13,13 @@ export function byReason(rewrites) {
   return found;
 }
 
-export async function passView(main, [id], signal) {
-  const place = el("div", {}, loading("Pass"));
-  main.append(el("h1", {}, "Pass of maintenance"), place);
-  let timer = null;
-  signal.addEventListener("abort", () => clearTimeout(timer));
-  const load = async () => {
-    try {
-      const pass = await get(`maintenance/runs/${encodeURIComponent(id)}`, signal);
-      redraw(place, shown(pass));
-      if (pass.state === "running") timer = setTimeout(load, POLL);
-      else tell(`The pass is ${pass.state}`);
-    } catch (error) {
-      if (error.name !== "AbortError") redraw(place, trouble(error));
-    }
-  };
-  await load();
-}
+export const passView = (main, [id], signal) =>
+  runView(main, "Pass of maintenance", `maintenance/runs/${encodeURIComponent(id)}`, signal, shown);
 
 function shown(pass) {
   const numbers = ["Files", "Bytes", "Files removed", "Health"].map(rightHead);
   const head = ["Table", "Result", "Rewritten", ...numbers];
   return [
-    facts([
-      ["Id", el("code", {}, pass.id)],
-      ["State", state(pass.state)],
-      ["Code", code(pass.code)],
-      ["By", pass.by],
-      ["Reason", pass.reason],
-      ["Begun", time(pass.begun_at)],
-      ["Ended", pass.ended_at && time(pass.ended_at)],
-    ]),
     pass.tables.length > 0 && table("What has come of it", head, pass.tables.map(row)),
     el("p", {}, el("a", { href: link(["maintenance"]) }, "All that was done")),
   ];

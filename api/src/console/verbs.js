@@ -2,7 +2,7 @@
 // `operates` at each place.
 
 import { post } from "./api.js";
-import { el } from "./dom.js";
+import { el, link } from "./dom.js";
 import { choice, field, order } from "./forms.js";
 import { look } from "./watch.js";
 
@@ -28,20 +28,26 @@ export const resume = name =>
     done: look,
   });
 
+// A choice of tables: what is asked, and how the answer is read.
+function choiceOf(tables, checked) {
+  const boxes = tables.map(name => el("input", { type: "checkbox", value: name, checked }));
+  const rows = tables.map((name, place) => el("label", { class: "box" }, boxes[place], " ", name));
+  const chosen = () => {
+    const names = boxes.filter(box => box.checked).map(box => box.value);
+    if (names.length === 0) throw new Error("Choose at least one table.");
+    return names;
+  };
+  return [el("fieldset", {}, el("legend", {}, "Tables"), rows), chosen];
+}
+
 // One table, or a choice of several.
 export function resync(pipeline, tables, done = () => {}) {
-  const boxes = tables.map(name => el("input", { type: "checkbox", value: name, checked: tables.length === 1 }));
-  const rows = tables.map((name, place) => el("label", { class: "box" }, boxes[place], " ", name));
-  const read = () => {
-    const chosen = boxes.filter(box => box.checked).map(box => box.value);
-    if (chosen.length === 0) throw new Error("Choose at least one table.");
-    return { tables: chosen };
-  };
+  const [boxes, chosen] = choiceOf(tables, tables.length === 1);
   order({
     title: tables.length === 1 ? `Resync ${tables[0]}` : `Resync tables of ${pipeline}`,
     text: "The table is copied anew from its source, beside what stands there; readers see the old rows until one commit replaces them all. Its history begins anew there, and other tables of the pipeline wait for the copy.",
-    more: tables.length === 1 ? [] : [el("fieldset", {}, el("legend", {}, "Tables"), rows)],
-    read,
+    more: tables.length === 1 ? [] : [boxes],
+    read: () => ({ tables: chosen() }),
     words: body => [["Tables", body.tables.join(", ")]],
     verb: "Resync",
     give: body => post(`${pipelineAt(pipeline)}/resync`, body),
@@ -49,6 +55,24 @@ export function resync(pipeline, tables, done = () => {}) {
       look();
       done(answer);
     },
+  });
+}
+
+// All of a pipeline are not named: then a mirror that is missing is found, too.
+export function verify(pipeline, tables) {
+  const [boxes, chosen] = choiceOf(tables, true);
+  order({
+    title: `Verify ${pipeline}`,
+    text: "Every row of the source is compared with the mirror, while both go on. Nothing is changed, but the source is read in full.",
+    more: [boxes],
+    read: () => {
+      const names = chosen();
+      return names.length === tables.length ? {} : { tables: names };
+    },
+    words: body => [["Tables", body.tables?.join(", ") ?? "all of the pipeline"]],
+    verb: "Verify",
+    give: body => post(`${pipelineAt(pipeline)}/verify`, body),
+    done: ({ id }) => (location.hash = link(["verifications", id])),
   });
 }
 

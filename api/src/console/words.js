@@ -20,6 +20,8 @@ const STATES = {
   running: ["▶", "busy"],
   done: ["●", "good"],
   failed: ["■", "bad"],
+  equal: ["●", "good"],
+  different: ["■", "bad"],
 };
 
 export function state(word) {

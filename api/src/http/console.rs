@@ -20,7 +20,7 @@ const MARKDOWN: &str = "text/markdown; charset=utf-8";
 const PAGE: &str = include_str!("../console/index.html");
 
 /// By their names below `/console`.
-const ASSETS: [(&str, &str, &str); 25] = [
+const ASSETS: [(&str, &str, &str); 27] = [
     ("console.css", CSS, include_str!("../console/console.css")),
     ("console.js", JAVASCRIPT, include_str!("../console/console.js")),
     ("api.js", JAVASCRIPT, include_str!("../console/api.js")),
@@ -38,11 +38,13 @@ const ASSETS: [(&str, &str, &str); 25] = [
     ("plot.js", JAVASCRIPT, include_str!("../console/plot.js")),
     ("quarantine.js", JAVASCRIPT, include_str!("../console/quarantine.js")),
     ("rollback.js", JAVASCRIPT, include_str!("../console/rollback.js")),
+    ("run.js", JAVASCRIPT, include_str!("../console/run.js")),
     ("snapshot.js", JAVASCRIPT, include_str!("../console/snapshot.js")),
     ("table.js", JAVASCRIPT, include_str!("../console/table.js")),
     ("tags.js", JAVASCRIPT, include_str!("../console/tags.js")),
     ("target.js", JAVASCRIPT, include_str!("../console/target.js")),
     ("verbs.js", JAVASCRIPT, include_str!("../console/verbs.js")),
+    ("verification.js", JAVASCRIPT, include_str!("../console/verification.js")),
     ("watch.js", JAVASCRIPT, include_str!("../console/watch.js")),
     ("words.js", JAVASCRIPT, include_str!("../console/words.js")),
     // What every code means, from the same page that people read.

@@ -105,6 +105,7 @@ pub(super) const CODES: [(StatusCode, &[&str]); 14] = [
             "TARGET_INCOMPLETE",
             "TARGET_IS_HEAD",
             "TARGET_SCHEMA",
+            "VERIFY_RUNNING",
         ],
     ),
     // Not what somebody has looked at.

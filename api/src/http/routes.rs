@@ -19,7 +19,7 @@ use super::auth::{self, Guard};
 use super::body::BODY_BYTES;
 use super::{
     Shared, audit, compression, console, diff, metrics, openapi, operations, pipelines, problem, quarantine, query,
-    rollbacks, rows, tables, tags, upkeep,
+    rollbacks, rows, tables, tags, upkeep, verifications,
 };
 use crate::config::Role;
 
@@ -76,6 +76,8 @@ pub(super) fn all() -> Vec<Route> {
         operator(routes!(pipelines::pause)),
         operator(routes!(pipelines::resume)),
         destructive(routes!(pipelines::resync)),
+        operator(routes!(verifications::verify)),
+        operator(routes!(verifications::show)),
         Route { time: Time::Scan, ..operator(routes!(rollbacks::preview)) },
         destructive(routes!(rollbacks::confirm)),
         reader(routes!(operations::list)),

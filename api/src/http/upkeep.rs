@@ -2,14 +2,11 @@
 //!
 //! There is no key for repeats: while a pass is at work no other one is begun, and one behind it finds nothing to do.
 
-use std::sync::{MutexGuard, PoisonError};
-
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use chrono::Utc;
 use lakehouse_core::commit::runs_table;
 use lakehouse_core::error::Problem;
 use lakehouse_core::read::TableReader;
@@ -17,16 +14,14 @@ use lakehouse_core::schema::TableName;
 use maintenance::runs::{Step, newest};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tracing::error;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::auth::Principal;
 use super::body::{Body, Name, Reason, named};
-use super::operations::accepted;
-use super::passes::{Pass, Passes, State as PassState};
 use super::problem::HttpProblem;
 use super::query::understood;
+use super::runs::{Begun, Head, Run};
 use super::{Service, Shared};
 use crate::answer;
 use crate::audit::Intent;
@@ -37,8 +32,6 @@ use crate::upkeep::{TableReport, Upkeep, When, check_maintained, is_maintained};
 /// Steps of the history that an answer has, and the most that it may have.
 const STEPS: usize = 100;
 const MOST_STEPS: usize = 1_000;
-/// The code of a pass that another one is in the way of.
-const RUNNING: &str = "MAINTENANCE_RUNNING";
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -130,12 +123,16 @@ struct Planned {
     tables: Vec<TableReport>,
 }
 
-/// A pass at work.
+/// One pass.
 #[derive(Serialize, ToSchema)]
-#[schema(as = MaintenanceBegun)]
-struct Begun {
-    id: String,
-    state: PassState,
+#[schema(as = MaintenancePass)]
+struct Pass<'a> {
+    #[serde(flatten)]
+    #[schema(value_type = Head)]
+    run: &'a Head,
+    /// What came of it, table by table; nothing while it is at work.
+    #[schema(value_type = Vec<TableReport>)]
+    tables: &'a [TableReport],
 }
 
 /// Say what maintenance would do, or begin it.
@@ -171,14 +168,10 @@ pub(super) async fn maintain(
     let id = Uuid::now_v7().to_string();
     let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
     let intent = service.intent(&principal, "maintain", &id, &reason, json!({"tables": names})).await?;
-    let begun = service.passes().begin(&id, &principal.name, &reason, &tables, Utc::now().timestamp_millis());
-    if let Err(running) = begun {
-        intent.ended(Some(RUNNING), json!({"running": running})).await;
-        let detail = format!("/v1/maintenance/runs/{running} is at work; come again when it has ended");
-        return Err(HttpProblem::new(StatusCode::CONFLICT, RUNNING, detail));
-    }
-    service.coordinator.spawn(perform(Shared::clone(&service), id.clone(), tables, intent));
-    Ok(accepted(&format!("/v1/maintenance/runs/{id}"), &Begun { id: id.clone(), state: PassState::Running }))
+    let run = Run::new(&id, "maintenance", &principal.name, &reason, &tables);
+    let (intent, begun) = service.passes.begin(run, intent).await?;
+    service.coordinator.spawn(perform(Shared::clone(&service), id, tables, intent));
+    Ok(begun)
 }
 
 /// Show how far a pass of maintenance has come.
@@ -195,30 +188,20 @@ pub(super) async fn show(
     Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Result<Response, HttpProblem> {
-    let passes = service.passes();
-    let pass = passes.find(&id).filter(|pass| pass.wanted.iter().all(|table| principal.may_see(table)));
-    match pass {
-        Some(pass) => Ok(Json(pass).into_response()),
-        None => {
-            let detail = "this service has no such run, or has forgotten it; see /v1/maintenance/runs";
-            Err(HttpProblem::new(StatusCode::NOT_FOUND, "RUN_UNKNOWN", detail))
-        }
-    }
+    service.passes.show(&id, &principal, |run| {
+        let tables = run.outcome.as_deref().unwrap_or_default();
+        Some(Json(Pass { run: &run.head, tables }).into_response())
+    })
 }
 
 /// The pass behind the answer. A service that ends meanwhile leaves what a crash leaves: files that nothing names.
 async fn perform(service: Shared, id: String, tables: Vec<TableName>, intent: Intent) {
-    let ended = async { service.upkeep(&tables).await?.pass(When::Now).await }.await;
-    let ended = ended.map(without_causes).map_err(|Failure { problem, .. }| {
-        let Problem { code, subject, message, remedy, .. } = problem;
-        error!(run = id, code, subject, reason = message, remedy, "a pass of maintenance has failed");
-        code
-    });
-    let failed = |report: &&TableReport| report.problem.is_some();
-    let failed: Vec<String> = ended.iter().flatten().filter(failed).map(|report| report.table.clone()).collect();
-    let code = ended.as_ref().err().copied();
-    intent.ended(code, json!({"failed": failed})).await;
-    service.passes().end(&id, ended, Utc::now().timestamp_millis());
+    let ended = async { service.upkeep(&tables).await?.pass(When::Now).await }.await.map(without_causes);
+    let told = |reports: &Vec<TableReport>| {
+        let failed = reports.iter().filter(|report| report.problem.is_some());
+        json!({"failed": failed.map(|report| &report.table).collect::<Vec<_>>()})
+    };
+    service.passes.end(&id, intent, ended, told).await;
 }
 
 /// What went wrong with a table is in the log; its code says what to do.
@@ -253,9 +236,5 @@ impl Service {
     async fn upkeep(&self, tables: &[TableName]) -> Result<Upkeep, Failure> {
         let upkeep = Upkeep::open(&self.config.maintenance, self.lake.clone(), tables).await?;
         Ok(upkeep.counting(&self.metrics.upkeep))
-    }
-
-    fn passes(&self) -> MutexGuard<'_, Passes> {
-        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

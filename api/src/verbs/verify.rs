@@ -8,13 +8,14 @@ use crate::cli::Verify;
 use crate::config::{Config, PipelineConfig};
 use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
+use crate::operate;
 
 pub(super) async fn run(context: &Context, arguments: &Verify) -> Result<Exit, Failure> {
     let (name, config) = pipeline(&context.config, arguments)?;
     let source = config.source(name)?;
     let lake = Lake::open(&context.config).await?;
-    for table in &arguments.tables {
-        lake.table(table).await?;
+    if !arguments.tables.is_empty() {
+        operate::verify::mirrors(&lake, name, config, &arguments.tables).await?;
     }
     let options = VerifyOptions {
         tables: arguments.tables.iter().map(ToString::to_string).collect(),
