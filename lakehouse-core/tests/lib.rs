@@ -5,6 +5,7 @@
 mod catalogs;
 mod change_log;
 mod compaction;
+mod coordinators;
 mod crash;
 mod diff;
 mod fold;

@@ -382,7 +382,7 @@ fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
 }
 
 /// A table that was copied and changed once, and the end of its copy as where it can go back to.
-async fn changed_once() -> (World, Maintainer, BTreeMap<TableName, i64>) {
+pub(crate) async fn changed_once() -> (World, Maintainer, BTreeMap<TableName, i64>) {
     let mut database = Database::new(vec![Table::new("public.first", Identity::Key).with_history()]);
     database.transaction(|tx| tx.insert(0, plain(1, "copied", 1)));
     database.copy_here();
@@ -401,7 +401,7 @@ async fn changed_once() -> (World, Maintainer, BTreeMap<TableName, i64>) {
     (world, maintainer, BTreeMap::from([(name, copied.expect("the copy's end").snapshot_id())]))
 }
 
-async fn control_of(world: &World) -> Control {
+pub(crate) async fn control_of(world: &World) -> Control {
     Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.expect("a control table")
 }
 
