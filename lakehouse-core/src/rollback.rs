@@ -42,8 +42,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// `ROLLBACK_OPEN` while another operation is, or holds a table; `CUT_NOT_REACHED` for a table that stands beyond the cut,
-/// or has left it; `TARGET_IS_HEAD`; those of the target: `TARGET_INCOMPLETE`, `TARGET_SCHEMA`,
-/// `SNAPSHOT_UNKNOWN`.
+/// or has left it; `TARGET_IS_HEAD`; those of the target: `TARGET_INCOMPLETE`, `TARGET_SCHEMA`, `SNAPSHOT_UNKNOWN`.
 pub async fn plan(
     control: &Control,
     maintainer: &Maintainer,

@@ -56,7 +56,8 @@ impl Releases {
     /// Of all tables of the operation, or of those that are named.
     ///
     /// # Errors
-    /// `OPERATION_CLOSED`, `NOT_HELD` by the operation's stage; `REPLAY_IMPOSSIBLE`; `TABLE_UNKNOWN` where none of the names is among them.
+    /// `OPERATION_CLOSED`, `NOT_HELD` by the operation's stage; `REPLAY_IMPOSSIBLE`; `TABLE_UNKNOWN` where none of the names
+    /// is among them.
     pub(crate) fn of(journal: &Journal, exit: Exit, only: &[TableName], leave_out: &LeaveOut) -> Result<Self, Failure> {
         check_not_closed(journal)?;
         if journal.stage != Stage::RolledBack {
