@@ -140,7 +140,11 @@ impl Lake {
         if kind(mirror) != Kind::Mirror {
             return Ok(None);
         }
-        let quarantine = self.catalog.load(&mirror.name.quarantine(), None).await?;
+        self.quarantine_of(&mirror.name).await
+    }
+
+    async fn quarantine_of(&self, mirror: &TableName) -> Result<Option<LoadedTable>, Failure> {
+        let quarantine = self.catalog.load(&mirror.quarantine(), None).await?;
         Ok(quarantine.filter(|quarantine| kind(quarantine) == Kind::Quarantine))
     }
 
@@ -157,11 +161,8 @@ impl Lake {
         let names: BTreeSet<TableName> = self.names(Some(namespace)).await?.into_iter().collect();
         let mut found = Vec::new();
         for mirror in names.iter().filter(|name| names.contains(&name.quarantine())) {
-            let quarantine =
-                self.catalog.load(&mirror.quarantine(), None).await?.filter(|table| {
-                    kind(table) == Kind::Quarantine && table.property(properties::SOURCE) == Some(source)
-                });
-            if let Some(quarantine) = quarantine {
+            let quarantine = self.quarantine_of(mirror).await?;
+            if let Some(quarantine) = quarantine.filter(|table| table.property(properties::SOURCE) == Some(source)) {
                 found.extend(self.rows(&quarantine).await.map(|rows| (mirror.clone(), rows)));
             }
         }

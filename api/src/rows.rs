@@ -3,6 +3,7 @@
 
 mod cells;
 mod changes;
+mod document;
 mod filter;
 mod log;
 mod order;
@@ -19,6 +20,7 @@ use lakehouse_core::schema::TableName;
 use crate::failure::Failure;
 use crate::nearest::nearest;
 pub(crate) use changes::ChangesOutput;
+pub(crate) use document::head;
 use filter::{Condition, Filter};
 pub(crate) use filter::{FilterTree, Where};
 pub(crate) use log::{LogOutput, write as write_log};

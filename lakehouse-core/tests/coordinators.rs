@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::rollback::{changed_once, control_of};
+use crate::rollback::{begin_one, changed_once, control_of, files_of};
 use crate::support::between::{Between, Meddler};
 use crate::support::block_on;
 use crate::support::world::{PIPELINE, Worker, World};
@@ -14,32 +14,23 @@ use iceberg::TableUpdate;
 use lakehouse_core::catalog::{Catalog, LoadedTable, Swap};
 use lakehouse_core::commit::{CONTROL_NAMESPACE, Maintainer, Stage, properties};
 use lakehouse_core::error::Problem;
-use lakehouse_core::live::LiveFiles;
-use lakehouse_core::rollback::{self, Asked};
+use lakehouse_core::rollback;
 use lakehouse_core::schema::TableName;
 use tokio::sync::Mutex;
 
-/// The operation `one`, which nobody has gone on with yet.
-async fn begun() -> (World, Maintainer, Rows) {
-    let (world, maintainer, targets) = changed_once().await;
-    let before = Rows::of(&maintainer).await;
-    let mut control = control_of(&world).await;
-    let plan = rollback::plan(&control, &maintainer, &targets).await.expect("a plan");
-    let asked = Asked { id: "one".to_owned(), by: "test".to_owned(), reason: "test".to_owned(), request: None };
-    rollback::begin(&mut control, &plan, &asked).await.expect("begun");
-    (world, maintainer, before)
+/// The files of the table's rows.
+type Rows = BTreeMap<String, BTreeSet<String>>;
+
+async fn rows(maintainer: &Maintainer) -> Rows {
+    files_of(maintainer, &mirror(maintainer).await).await
 }
 
-/// The files that a table's rows are in, with their deletes: the same files have the same rows.
-#[derive(Debug, PartialEq)]
-struct Rows(BTreeMap<String, BTreeSet<String>>);
-
-impl Rows {
-    async fn of(maintainer: &Maintainer) -> Self {
-        let table = mirror(maintainer).await;
-        let live = LiveFiles::load(&maintainer.storage, &table, table.snapshot_id()).await.expect("its files");
-        Self(live.data.into_iter().map(|(path, file)| (path, file.deletes.into_iter().collect())).collect())
-    }
+/// An operation that nobody has gone on with yet, and the rows before it.
+async fn begun() -> (World, Maintainer, Rows) {
+    let (world, maintainer, targets) = changed_once().await;
+    let before = rows(&maintainer).await;
+    begin_one(&world, &maintainer, &targets).await;
+    (world, maintainer, before)
 }
 
 async fn mirror(maintainer: &Maintainer) -> LoadedTable {
@@ -97,10 +88,10 @@ fn a_commit_that_is_delivered_behind_the_abort_of_its_rollback_does_not_land() {
     block_on(async {
         let (world, maintainer, before) = begun().await;
         let late = died(&maintainer).await;
-        assert_eq!(Rows::of(&maintainer).await, before, "no table was touched");
+        assert_eq!(rows(&maintainer).await, before, "no table was touched");
         rollback::turn_back(&mut control_of(&world).await, "one", "abort").await.expect("it goes back");
         let done = rollback::finish(PIPELINE, &maintainer, "one").await.expect("its end");
-        assert_eq!((done.stage, Rows::of(&maintainer).await), (Stage::Released, before));
+        assert_eq!((done.stage, rows(&maintainer).await), (Stage::Released, before));
         let end = mirror(&maintainer).await.snapshot_id();
         assert!(is_rejected(&world, late).await);
         assert_eq!(mirror(&maintainer).await.snapshot_id(), end);
@@ -117,7 +108,7 @@ fn a_commit_that_is_delivered_behind_the_end_that_another_has_brought_does_not_l
         let late = died(&maintainer).await;
         let done = rollback::finish(PIPELINE, &maintainer, "one").await.expect("its end");
         assert_eq!((done.stage, restored(&maintainer).await), (Stage::RolledBack, 1));
-        assert_ne!(Rows::of(&maintainer).await, before);
+        assert_ne!(rows(&maintainer).await, before);
         assert!(is_rejected(&world, late).await);
         assert_eq!(restored(&maintainer).await, 1);
     });
@@ -134,7 +125,7 @@ fn a_worker_that_starts_in_the_middle_brings_the_rollback_to_its_end() {
         assert_eq!((journal.id.as_str(), journal.stage), ("one", Stage::RolledBack));
         assert!(control.cut().expect("a cut").left.values().all(|left| left.is_held()), "the table is held");
         assert_eq!(restored(&maintainer).await, 1);
-        assert_ne!(Rows::of(&maintainer).await, before);
+        assert_ne!(rows(&maintainer).await, before);
         assert!(is_rejected(&world, late).await);
     });
 }
@@ -172,7 +163,7 @@ fn two_coordinators_at_once_come_to_the_same_end() {
             let slower = with(&maintainer, quicker);
             let done = rollback::finish(PIPELINE, &slower, "one").await.expect("its end");
             assert_eq!(done.stage, end);
-            assert_eq!(Rows::of(&maintainer).await == before, turns_back);
+            assert_eq!(rows(&maintainer).await == before, turns_back);
             let marks = mirror(&maintainer).await;
             assert!(marks.property(properties::OPERATION).is_some_and(|mark| mark.contains("one")), "{marks:?}");
             assert_eq!(restored(&maintainer).await, 1, "one of them has done it");

@@ -29,7 +29,7 @@ use lakehouse_core::commit::{
 };
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::lakehouse::ROLLBACK_TAGS;
-use lakehouse_core::live::{LiveFile, LiveFiles};
+use lakehouse_core::live::LiveFiles;
 use lakehouse_core::planted::Planted;
 use lakehouse_core::position::Position;
 use lakehouse_core::rollback::{self, Asked};
@@ -405,15 +405,31 @@ pub(crate) async fn control_of(world: &World) -> Control {
     Control::open(Arc::clone(&world.catalog), world.storage.clone(), PIPELINE).await.expect("a control table")
 }
 
-/// The operation `one`, at its end: the table is held.
-async fn rolled_back(world: &World, maintainer: &Maintainer, targets: &BTreeMap<TableName, i64>) -> RolledTable {
+/// Begins the operation `one`, with which nobody has gone on yet.
+pub(crate) async fn begin_one(
+    world: &World,
+    maintainer: &Maintainer,
+    targets: &BTreeMap<TableName, i64>,
+) -> RolledTable {
     let mut control = control_of(world).await;
     let plan = rollback::plan(&control, maintainer, targets).await.expect("a plan");
     let asked = Asked { id: "one".to_owned(), by: "test".to_owned(), reason: "test".to_owned(), request: None };
     rollback::begin(&mut control, &plan, &asked).await.expect("begun");
+    plan.tables["lake.first"].clone()
+}
+
+/// The operation `one`, at its end: the table is held.
+async fn rolled_back(world: &World, maintainer: &Maintainer, targets: &BTreeMap<TableName, i64>) -> RolledTable {
+    let rolled = begin_one(world, maintainer, targets).await;
     let done = rollback::finish(PIPELINE, maintainer, "one").await.expect("its end");
     assert_eq!(done.stage, Stage::RolledBack);
-    plan.tables["lake.first"].clone()
+    rolled
+}
+
+/// The files that a table's rows are in, with their deletes: the same files have the same rows.
+pub(crate) async fn files_of(maintainer: &Maintainer, table: &LoadedTable) -> BTreeMap<String, BTreeSet<String>> {
+    let live = LiveFiles::load(&maintainer.storage, table, table.snapshot_id()).await.expect("its files");
+    live.data.into_iter().map(|(path, file)| (path, file.deletes.into_iter().collect())).collect()
 }
 
 /// Everything leaves the table's metadata that may so long from now.
@@ -475,9 +491,7 @@ fn an_undo_makes_the_files_and_the_schema_of_the_old_head_current() {
         let (world, maintainer, targets) = changed_once().await;
         let look = async || {
             let table = maintainer.load(&TableName::new("lake", "first"), None).await.expect("a mirror");
-            let live = LiveFiles::load(&world.storage, &table, table.snapshot_id()).await.expect("its files");
-            let deletes = |file: &LiveFile| file.deletes.iter().cloned().collect::<BTreeSet<_>>();
-            let files: BTreeMap<_, _> = live.data.iter().map(|(path, file)| (path.clone(), deletes(file))).collect();
+            let files = files_of(&maintainer, &table).await;
             (table.snapshot_id(), files, table.metadata.current_schema_id())
         };
         let before = look().await;

@@ -8,14 +8,12 @@ use lakehouse_core::read::Projection;
 use serde_json::{Value, json};
 
 use super::diff::Asked;
-use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
-use super::rows::{end_of_lines, respond, too_many};
+use super::rows::{ended, respond, too_many};
 use crate::answer;
-use crate::cli;
-use crate::failure::Failure;
-use crate::rows::{LogOutput, write_log};
+use crate::cli::Mode;
+use crate::rows::{LogOutput, head, write_log};
 
 /// Changes of one log: where each of them stands is held in memory, in 24 bytes.
 const LOG_CHANGES: u64 = 4_000_000;
@@ -35,8 +33,7 @@ impl Asked<'_> {
         let history = passage.open(&service.lake).await?;
         let columns = Projection::all(&history.schema)?.arrow;
         let intent = self.intent("log").await?;
-        let mut head = self.head();
-        head.insert("mode".to_owned(), json!("log"));
+        let mut head = head(&self.table.name, self.from, self.to, Mode::Log);
         let (most, metrics) = (service.most_rows(format, None)?.min(LOG_CHANGES), service.metrics.clone());
         let work = move |mut pipe: Pipe, wanted: &Wanted| {
             if counts {
@@ -50,24 +47,15 @@ impl Asked<'_> {
                 wanted.check()?;
                 if found as u64 > most { Err(too_many(most)) } else { Ok(()) }
             };
-            let mut output = match format {
-                Format::Json => LogOutput::json(pipe, head)?,
-                Format::Ndjson => LogOutput::flat(cli::Format::Ndjson, pipe, &columns, false)?,
-                Format::Csv => LogOutput::flat(cli::Format::Csv, pipe, &columns, false)?,
-                Format::Arrow => LogOutput::flat(cli::Format::Arrow, pipe, &columns, false)?,
+            let mut output = match format.flat() {
+                None => LogOutput::json(pipe, head)?,
+                Some(flat) => LogOutput::flat(flat, pipe, &columns, false)?,
             };
             let written = write_log(&history, passage.range, &watch, &mut output);
             let rows = written.as_ref().map_or(0, |tally| tally.total());
             metrics.rows(rows);
             intent.outcome_now(&written, json!({"rows": rows}));
-            match written {
-                Ok(tally) if format == Format::Ndjson => end_of_lines(output.end(tally)?, Ok(json!(tally))),
-                Ok(tally) => output.end(tally),
-                Err(failure) if format == Format::Ndjson && wanted.has_begun() => {
-                    end_of_lines(output.end(Tally::default())?, Err::<_, Failure>(failure))
-                }
-                Err(failure) => Err(failure),
-            }
+            ended(format, wanted, written, |tally| output.end(tally), |tally| json!(tally))
         };
         let answer = pipe::start(service, permit, work);
         Ok(etag.on(respond(answer, format).await?))

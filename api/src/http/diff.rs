@@ -9,9 +9,9 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use lakehouse_core::catalog::LoadedTable;
-use lakehouse_core::diff::{Counts, Diff};
+use lakehouse_core::diff::Diff;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tracing::info;
 use utoipa::IntoParams;
 
@@ -21,15 +21,14 @@ use super::format::Format;
 use super::pipe::{self, Pipe, Wanted};
 use super::problem::HttpProblem;
 use super::query::understood;
-use super::rows::{Refused, end_of_lines, respond, too_many};
+use super::rows::{Refused, ended, respond, too_many};
 use super::tables::{InPath, Named};
 use super::{Service, Shared};
 use crate::answer;
 use crate::audit::Intent;
-use crate::cli::{self, Mode};
-use crate::failure::Failure;
+use crate::cli::Mode;
 use crate::lake::Point;
-use crate::rows::ChangesOutput;
+use crate::rows::{ChangesOutput, head};
 use crate::shapes;
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -132,15 +131,6 @@ impl Asked<'_> {
         Ok(service.audit.read(principal.asks("diff", table.name.to_string(), detail)).await?)
     }
 
-    /// What a document begins with.
-    pub(super) fn head(&self) -> Map<String, Value> {
-        let mut head = Map::new();
-        head.insert("table".to_owned(), json!(self.table.name.to_string()));
-        head.insert("from".to_owned(), json!(self.from.to_string()));
-        head.insert("to".to_owned(), json!(self.to.to_string()));
-        head
-    }
-
     async fn net(self) -> Result<Response, HttpProblem> {
         let (service, counts, format) = (self.service, self.counts, self.format);
         let etag = self.etag(&format!("diff {} {}", self.from, self.to));
@@ -150,7 +140,7 @@ impl Asked<'_> {
         let permit = service.scan_permit(self.principal)?;
         let diff = Diff::open(&service.lake.storage, &self.table, self.from, self.to).await?;
         let intent = self.intent("net").await?;
-        let mut head = self.head();
+        let mut head = head(&self.table.name, self.from, self.to, Mode::Net);
         let (most, metrics) = (service.most_rows(format, None)?, service.metrics.clone());
         let work = move |mut pipe: Pipe, wanted: &Wanted| {
             let watch = || wanted.check();
@@ -161,11 +151,9 @@ impl Asked<'_> {
                 writeln!(pipe, "{}", Value::Object(head))?;
                 return Ok(pipe);
             }
-            let mut output = match format {
-                Format::Json => ChangesOutput::json(pipe, head)?,
-                Format::Ndjson => ChangesOutput::flat(cli::Format::Ndjson, pipe, diff.schema(), false)?,
-                Format::Csv => ChangesOutput::flat(cli::Format::Csv, pipe, diff.schema(), false)?,
-                Format::Arrow => ChangesOutput::flat(cli::Format::Arrow, pipe, diff.schema(), false)?,
+            let mut output = match format.flat() {
+                None => ChangesOutput::json(pipe, head)?,
+                Some(flat) => ChangesOutput::flat(flat, pipe, diff.schema(), false)?,
             };
             let mut written = 0;
             let found = diff.changes(&watch, &mut |changes| {
@@ -177,14 +165,7 @@ impl Asked<'_> {
             });
             metrics.rows(written);
             intent.outcome_now(&found, json!({"rows": written}));
-            match found {
-                Ok(counts) if format == Format::Ndjson => end_of_lines(output.end(counts)?, Ok(json!(counts))),
-                Ok(counts) => output.end(counts),
-                Err(failure) if format == Format::Ndjson && wanted.has_begun() => {
-                    end_of_lines(output.end(Counts::default())?, Err::<_, Failure>(failure))
-                }
-                Err(failure) => Err(failure),
-            }
+            ended(format, wanted, found, |counts| output.end(counts), |counts| json!(counts))
         };
         let answer = pipe::start(service, permit, work);
         Ok(etag.on(respond(answer, format).await?))

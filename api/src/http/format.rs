@@ -4,6 +4,7 @@ use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, StatusCode};
 
 use super::problem::HttpProblem;
+use crate::cli;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -54,6 +55,16 @@ impl Format {
                 let detail = format!("rows come as {names}");
                 Err(HttpProblem::new(StatusCode::NOT_ACCEPTABLE, "NOT_ACCEPTABLE", detail))
             }
+        }
+    }
+
+    /// Rows one behind the other; `None` for a document.
+    pub(super) fn flat(self) -> Option<cli::Format> {
+        match self {
+            Self::Json => None,
+            Self::Ndjson => Some(cli::Format::Ndjson),
+            Self::Csv => Some(cli::Format::Csv),
+            Self::Arrow => Some(cli::Format::Arrow),
         }
     }
 

@@ -324,8 +324,7 @@ impl Service {
     /// An operation, and the pipeline whose control table knows it.
     async fn operation(&self, id: &str) -> Result<(String, Journal), HttpProblem> {
         for name in self.config.pipelines.keys() {
-            let known = operate::operations::known(&self.lake, name).await?;
-            if let Some(journal) = known.into_iter().find(|journal| journal.id == id) {
+            if let Some(journal) = operate::operations::one(&self.lake, name, id).await? {
                 return Ok((name.clone(), journal));
             }
         }

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::read::TableReader;
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::{info, warn};
 use utoipa::IntoResponses;
 
@@ -26,7 +26,6 @@ use super::tables::{InPath, Named};
 use super::wish::{Document, Parameters, Wish};
 use super::{Service, Shared};
 use crate::answer;
-use crate::cli;
 use crate::failure::Failure;
 use crate::lake::{Chosen, Point};
 use crate::rows::{self, ORDERED_ROWS, Output, Reading};
@@ -174,24 +173,16 @@ async fn read(
     let limit = limit.map_or(most + 1, |limit| limit.min(most + 1));
     let work = move |pipe: Pipe, wanted: &Wanted| {
         let schema = &reading.schema;
-        let mut output = match format {
-            Format::Json => Output::json(pipe, schema, head)?,
-            Format::Ndjson => Output::of(cli::Format::Ndjson, pipe, schema, false)?,
-            Format::Csv => Output::of(cli::Format::Csv, pipe, schema, false)?,
-            Format::Arrow => Output::of(cli::Format::Arrow, pipe, schema, false)?,
+        let mut output = match format.flat() {
+            None => Output::json(pipe, schema, head)?,
+            Some(flat) => Output::of(flat, pipe, schema, false)?,
         };
         let written = rows::write(&reader, &reading, Some(limit), &mut output, &|| wanted.check());
         let written = written.and_then(|rows| if rows > most { Err(too_many(most)) } else { Ok(rows) });
         metrics.rows(*written.as_ref().unwrap_or(&0));
         intent.outcome_now(&written, json!({"rows": written.as_ref().ok()}));
-        match written {
-            Ok(rows) if format == Format::Ndjson => {
-                end_of_lines(output.end()?, Ok(json!({"rows": rows, "consistency": consistency})))
-            }
-            Ok(_) => output.end(),
-            Err(failure) if format == Format::Ndjson && wanted.has_begun() => end_of_lines(output.end()?, Err(failure)),
-            Err(failure) => Err(failure),
-        }
+        let told = |rows: &u64| json!({"rows": rows, "consistency": consistency});
+        ended(format, wanted, written, |_| output.end(), told)
     };
     let answer = pipe::start(service, permit, work);
     let mut response = respond(answer, format).await?;
@@ -245,8 +236,30 @@ pub(super) fn too_many(most: u64) -> Failure {
     too_much(&format!("more than {most} rows"))
 }
 
+/// Ends an answer with `end`. One in lines has a last one, of what `told` makes of what was written, or of why that is not
+/// all.
+pub(super) fn ended<C: Default>(
+    format: Format,
+    wanted: &Wanted,
+    written: Result<C, Failure>,
+    end: impl FnOnce(C) -> Result<Pipe, Failure>,
+    told: impl FnOnce(&C) -> Value,
+) -> Result<Pipe, Failure> {
+    match written {
+        Ok(counts) if format == Format::Ndjson => {
+            let told = told(&counts);
+            end_of_lines(end(counts)?, Ok(told))
+        }
+        Ok(counts) => end(counts),
+        Err(failure) if format == Format::Ndjson && wanted.has_begun() => {
+            end_of_lines(end(C::default())?, Err(failure))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The last line of an answer in lines: a client that has not seen it has not seen all rows.
-pub(super) fn end_of_lines(mut out: Pipe, ended: Result<serde_json::Value, Failure>) -> Result<Pipe, Failure> {
+fn end_of_lines(mut out: Pipe, ended: Result<Value, Failure>) -> Result<Pipe, Failure> {
     let line = match ended {
         Ok(mut counts) => {
             counts["_status"] = json!("complete");

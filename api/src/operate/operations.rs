@@ -14,16 +14,36 @@ pub(crate) async fn known(lake: &Lake, pipeline: &str) -> Result<Vec<Journal>, F
     let mut known = recorded_operations(&control);
     let mut tags = BTreeMap::new();
     for journal in &mut known {
-        journal.request = None;
-        if journal.stage == Stage::RolledBack && is_closed(lake, &state, journal, &mut tags).await {
-            journal.stage = Stage::Closed;
-        }
+        settle(lake, &state, journal, &mut tags).await;
     }
     Ok(known)
 }
 
+/// One of them, likewise.
+pub(crate) async fn one(lake: &Lake, pipeline: &str, id: &str) -> Result<Option<Journal>, Failure> {
+    let Some((state, control)) = lake.control(pipeline).await? else { return Ok(None) };
+    let mut found = recorded_operations(&control).into_iter().find(|journal| journal.id == id);
+    if let Some(journal) = &mut found {
+        settle(lake, &state, journal, &mut BTreeMap::new()).await;
+    }
+    Ok(found)
+}
+
+/// Makes of what the journal says what is shown. `tags` are those of tables that have been looked at.
+async fn settle(
+    lake: &Lake,
+    state: &ControlState,
+    journal: &mut Journal,
+    tags: &mut BTreeMap<String, BTreeSet<String>>,
+) {
+    journal.request = None;
+    if journal.stage == Stage::RolledBack && is_closed(lake, state, journal, tags).await {
+        journal.stage = Stage::Closed;
+    }
+}
+
 /// It holds no table any more, and none has the way back to its old head (protocol E6). What cannot be read is not called
-/// closed. `tags` are those of tables that have been looked at.
+/// closed.
 async fn is_closed(
     lake: &Lake,
     state: &ControlState,
@@ -54,10 +74,11 @@ async fn is_closed(
 /// # Errors
 /// `OPERATION_UNKNOWN`, with those that are known.
 pub(crate) async fn find(lake: &Lake, pipeline: &str, id: &str) -> Result<Journal, Failure> {
+    if let Some(journal) = one(lake, pipeline, id).await? {
+        return Ok(journal);
+    }
     let known = known(lake, pipeline).await?;
-    known.iter().find(|journal| journal.id == id).cloned().ok_or_else(|| {
-        let ids: Vec<&str> = known.iter().map(|journal| journal.id.as_str()).collect();
-        let remedy = format!("known are: {}", if ids.is_empty() { "none".to_owned() } else { ids.join(", ") });
-        Failure::failed("OPERATION_UNKNOWN", id, "the pipeline knows no such operation", remedy)
-    })
+    let ids: Vec<&str> = known.iter().map(|journal| journal.id.as_str()).collect();
+    let remedy = format!("known are: {}", if ids.is_empty() { "none".to_owned() } else { ids.join(", ") });
+    Err(Failure::failed("OPERATION_UNKNOWN", id, "the pipeline knows no such operation", remedy))
 }

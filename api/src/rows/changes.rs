@@ -10,6 +10,7 @@ use lakehouse_core::diff::{Changes, Counts};
 use serde_json::{Map, Value};
 
 use super::cells;
+use super::document::Document;
 use super::output::{Output, named};
 use crate::cli::Format;
 use crate::failure::Failure;
@@ -20,9 +21,11 @@ const CHANGE: &str = "_change";
 /// Where changes go.
 pub(crate) enum ChangesOutput<W: Write> {
     /// Rows with `_change`: `insert`, `delete`, and of an update `update_before` and right behind it `update_after`.
-    Flat { output: Output<W>, schema: ArrowSchemaRef },
-    /// One document: the head's keys, `changes`, then the counts.
-    Json { out: W, begun: bool },
+    Flat {
+        output: Output<W>,
+        schema: ArrowSchemaRef,
+    },
+    Json(Document<W>),
 }
 
 impl<W: Write> ChangesOutput<W> {
@@ -35,37 +38,34 @@ impl<W: Write> ChangesOutput<W> {
     }
 
     /// `head` has at least one key.
-    pub(crate) fn json(mut out: W, head: Map<String, Value>) -> Result<Self, Failure> {
-        let head = Value::Object(head).to_string();
-        write!(out, "{},\"changes\":[", head.strip_suffix('}').unwrap_or(&head))?;
-        Ok(Self::Json { out, begun: false })
+    pub(crate) fn json(out: W, head: Map<String, Value>) -> Result<Self, Failure> {
+        Ok(Self::Json(Document::begin(out, head)?))
     }
 
     pub(crate) fn write(&mut self, changes: &Changes) -> Result<(), Failure> {
         match self {
             Self::Flat { output, schema } => output.write(&flat(changes, schema).map_err(failed)?),
-            Self::Json { out, begun } => {
+            Self::Json(document) => {
                 let (word, before, after) = match changes {
                     Changes::Inserted(after) => ("inserted", None, Some(after)),
                     Changes::Updated { before, after } => ("updated", Some(before), Some(after)),
                     Changes::Deleted(before) => ("deleted", Some(before), None),
                 };
                 let rows = before.or(after).map_or(0, RecordBatch::num_rows);
-                for row in 0..rows {
-                    let mut object = String::from(if std::mem::replace(begun, true) { "," } else { "" });
-                    object.push_str("{\"change\":\"");
-                    object.push_str(word);
-                    object.push('"');
-                    for (key, batch) in [("before", before), ("after", after)] {
-                        if let Some(batch) = batch {
-                            object.push_str(&format!(",\"{key}\":"));
-                            cells::write_object(&mut object, named(batch), row);
+                (0..rows).try_for_each(|row| {
+                    document.change(|object| {
+                        object.push_str("{\"change\":\"");
+                        object.push_str(word);
+                        object.push('"');
+                        for (key, batch) in [("before", before), ("after", after)] {
+                            if let Some(batch) = batch {
+                                object.push_str(&format!(",\"{key}\":"));
+                                cells::write_object(object, named(batch), row);
+                            }
                         }
-                    }
-                    object.push('}');
-                    out.write_all(object.as_bytes())?;
-                }
-                Ok(())
+                        object.push('}');
+                    })
+                })
             }
         }
     }
@@ -74,12 +74,7 @@ impl<W: Write> ChangesOutput<W> {
     pub(crate) fn end(self, counts: Counts) -> Result<W, Failure> {
         match self {
             Self::Flat { output, .. } => output.end(),
-            Self::Json { mut out, .. } => {
-                let Counts { inserted, updated, deleted } = counts;
-                writeln!(out, "],\"inserted\":{inserted},\"updated\":{updated},\"deleted\":{deleted}}}")?;
-                out.flush()?;
-                Ok(out)
-            }
+            Self::Json(document) => document.end(&counts),
         }
     }
 }

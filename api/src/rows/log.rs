@@ -16,6 +16,7 @@ use lakehouse_core::schema::{ACTOR, BEFORE, COMMITTED_AT, LANE, OFFSET, OPERATIO
 use serde_json::{Map, Value};
 
 use super::cells;
+use super::document::Document;
 use super::output::{Output, named};
 use crate::cli::Format;
 use crate::failure::Failure;
@@ -35,8 +36,7 @@ const ORIGIN: [(&str, &str); 7] = [
 pub(crate) enum LogOutput<W: Write> {
     /// Rows of the history.
     Flat(Output<W>),
-    /// One document: the head's keys, `changes`, then the tally.
-    Json { out: W, begun: bool },
+    Json(Document<W>),
 }
 
 impl<W: Write> LogOutput<W> {
@@ -46,22 +46,15 @@ impl<W: Write> LogOutput<W> {
     }
 
     /// `head` has at least one key.
-    pub(crate) fn json(mut out: W, head: Map<String, Value>) -> Result<Self, Failure> {
-        let head = Value::Object(head).to_string();
-        write!(out, "{},\"changes\":[", head.strip_suffix('}').unwrap_or(&head))?;
-        Ok(Self::Json { out, begun: false })
+    pub(crate) fn json(out: W, head: Map<String, Value>) -> Result<Self, Failure> {
+        Ok(Self::Json(Document::begin(out, head)?))
     }
 
     pub(crate) fn write(&mut self, changes: &RecordBatch) -> Result<(), Failure> {
         match self {
             Self::Flat(output) => output.write(changes),
-            Self::Json { out, begun } => {
-                for row in 0..changes.num_rows() {
-                    let mut object = String::from(if std::mem::replace(begun, true) { "," } else { "" });
-                    write_change(&mut object, changes, row);
-                    out.write_all(object.as_bytes())?;
-                }
-                Ok(())
+            Self::Json(document) => {
+                (0..changes.num_rows()).try_for_each(|row| document.change(|object| write_change(object, changes, row)))
             }
         }
     }
@@ -70,12 +63,7 @@ impl<W: Write> LogOutput<W> {
     pub(crate) fn end(self, tally: Tally) -> Result<W, Failure> {
         match self {
             Self::Flat(output) => output.end(),
-            Self::Json { mut out, .. } => {
-                let tally = serde_json::to_string(&tally).map_err(std::io::Error::other)?;
-                writeln!(out, "],{}", tally.strip_prefix('{').unwrap_or(&tally))?;
-                out.flush()?;
-                Ok(out)
-            }
+            Self::Json(document) => document.end(&tally),
         }
     }
 }

@@ -7,7 +7,7 @@ use lakehouse_core::change_log::Tally;
 use lakehouse_core::diff::{self, Counts};
 use lakehouse_core::read::Projection;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Context;
 use super::rows::two_formats;
@@ -15,7 +15,7 @@ use crate::answer;
 use crate::cli::{Diff, Format, Mode};
 use crate::failure::{Exit, Failure};
 use crate::lake::Lake;
-use crate::rows::{ChangesOutput, LogOutput, write_log};
+use crate::rows::{ChangesOutput, LogOutput, head, write_log};
 
 pub(super) async fn run(context: &Context, arguments: Diff) -> Result<Exit, Failure> {
     let lake = Lake::open(&context.config).await?;
@@ -95,14 +95,7 @@ impl Way<'_> {
     }
 
     fn head(&self) -> Map<String, Value> {
-        let mut head = Map::new();
-        head.insert("table".to_owned(), json!(self.table.name.to_string()));
-        head.insert("from".to_owned(), json!(self.from.to_string()));
-        head.insert("to".to_owned(), json!(self.to.to_string()));
-        if self.arguments.mode == Mode::Log {
-            head.insert("mode".to_owned(), json!("log"));
-        }
-        head
+        head(&self.table.name, self.from, self.to, self.arguments.mode)
     }
 
     /// The counts alone: below the head's keys, or as a line.
