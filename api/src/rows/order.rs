@@ -14,7 +14,7 @@ use crate::failure::Failure;
 
 /// Rows that an answer in an order may have (S6).
 pub(crate) const ORDERED_ROWS: u64 = 10_000;
-/// Bytes of them.
+/// Bytes of them, together with what they are ordered by.
 const ORDERED_BYTES: usize = 32 << 20;
 
 /// One of the columns that rows are ordered by. As in PostgreSQL, NULL comes behind all values, and before them where the
@@ -93,30 +93,30 @@ impl First<'_> {
     /// `ROWS_LIMIT` where rows are too wide to be kept.
     pub(super) fn add(&mut self, batch: &RecordBatch) -> Result<(), Failure> {
         let added = self.keys(batch)?;
-        let (kept, keys) = match &self.kept {
-            Some((kept, keys)) => (kept.clone(), keys.iter().collect()),
-            None => (batch.slice(0, 0), Vec::new()),
-        };
-        let bound: Option<Row<'_>> = keys.last().copied().filter(|_| keys.len() >= self.limit);
-        let mut all: Vec<(Row<'_>, (usize, usize))> =
-            keys.into_iter().enumerate().map(|(row, key)| (key, (0, row))).collect();
-        let known = all.len();
+        let (kept, keys) = self.kept.take().unwrap_or_else(|| (batch.slice(0, 0), self.converter.empty_rows(0, 0)));
+        let known = keys.num_rows();
+        let bound = known.checked_sub(1).filter(|_| known >= self.limit).map(|last| keys.row(last));
         let before = |key: &Row<'_>| bound.is_none_or(|bound| key.cmp(&bound) == Ordering::Less);
-        let added = added.iter().enumerate().filter(|(_, key)| before(key)).map(|(row, key)| (key, (1, row)));
-        all.extend(added);
+        let new = added.iter().enumerate().filter(|(_, key)| before(key)).map(|(row, key)| (key, (1, row)));
+        let mut all: Vec<(Row<'_>, (usize, usize))> =
+            keys.iter().enumerate().map(|(row, key)| (key, (0, row))).chain(new).collect();
         if all.len() == known {
+            drop(all);
+            self.kept = (known > 0).then_some((kept, keys));
             return Ok(());
         }
         all.sort_by_key(|(key, _)| *key);
         all.truncate(self.limit);
+        let key_bytes: usize = all.iter().map(|(key, _)| key.as_ref().len()).sum();
+        bounded(key_bytes)?;
         let rows: Vec<(usize, usize)> = all.into_iter().map(|(_, row)| row).collect();
-        let kept = interleave_record_batch(&[&kept, batch], &rows).map_err(failed)?;
-        if kept.get_array_memory_size() > ORDERED_BYTES {
-            let message = format!("the rows in this order have more than {} MiB", ORDERED_BYTES >> 20);
-            return Err(Failure::failed("ROWS_LIMIT", "rows", message, "set a lower limit, or select fewer columns"));
-        }
-        let keys = self.keys(&kept)?;
-        self.kept = Some((kept, keys));
+        // Each of these may be as large as what is kept: none stays longer than it is needed.
+        drop((keys, added));
+        let first = interleave_record_batch(&[&kept, batch], &rows).map_err(failed)?;
+        drop(kept);
+        bounded(key_bytes + first.get_array_memory_size())?;
+        let keys = self.keys(&first)?;
+        self.kept = Some((first, keys));
         Ok(())
     }
 
@@ -129,6 +129,14 @@ impl First<'_> {
         let columns: Vec<ArrayRef> = self.order.places.iter().map(|&place| batch.column(place).clone()).collect();
         self.converter.convert_columns(&columns).map_err(failed)
     }
+}
+
+fn bounded(bytes: usize) -> Result<(), Failure> {
+    if bytes <= ORDERED_BYTES {
+        return Ok(());
+    }
+    let message = format!("the rows in this order have more than {} MiB", ORDERED_BYTES >> 20);
+    Err(Failure::failed("ROWS_LIMIT", "rows", message, "set a lower limit, or select fewer columns"))
 }
 
 fn failed(error: ArrowError) -> Failure {
@@ -202,6 +210,11 @@ mod tests {
         order.first(8).unwrap().add(&rows).unwrap();
         let refused = order.first(40).unwrap().add(&rows).unwrap_err();
         assert_eq!(refused.problem.code, "ROWS_LIMIT");
+        // By a wide column each row is kept twice.
+        let by_text = Order::new(&["t".parse().unwrap()], &rows.schema()).unwrap();
+        by_text.first(8).unwrap().add(&rows).unwrap();
+        order.first(20).unwrap().add(&rows).unwrap();
+        assert_eq!(by_text.first(20).unwrap().add(&rows).unwrap_err().problem.code, "ROWS_LIMIT");
         let list = DataType::List(Arc::new(Field::new("element", DataType::Int64, true)));
         let nested = Order::new(&by, &Schema::new(vec![Field::new("n", list, true)])).err();
         assert_eq!(nested.map(|failure| failure.problem.code), Some("ORDER_INVALID"));
