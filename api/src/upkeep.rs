@@ -14,7 +14,7 @@ use lakehouse_core::catalog::LoadedTable;
 use lakehouse_core::commit::{Maintainer, is_control, runs_table};
 use lakehouse_core::error::{Problem, Reaction};
 use lakehouse_core::schema::TableName;
-use maintenance::budget::Budget;
+use maintenance::budget::Budgets;
 use maintenance::foreign::{ForeignRewrite, rewrites_since};
 use maintenance::health::TableHealth;
 use maintenance::run::{self, Done, Outcome, Settings, TablePlan, TableRun};
@@ -47,8 +47,8 @@ pub(crate) struct Upkeep {
     wanted: Vec<TableName>,
     known: BTreeMap<TableName, LoadedTable>,
     tables: BTreeMap<TableName, Memory>,
-    budget: Budget,
-    own_budgets: BTreeMap<TableName, Budget>,
+    budgets: Budgets,
+    own_budgets: BTreeMap<TableName, Budgets>,
     metrics: Metrics,
 }
 
@@ -128,10 +128,9 @@ impl Upkeep {
             check_maintained(&lake.table(name).await?)?;
         }
         let scratch = Scratch::open(&config.local_state)?;
-        let own = config.own_budgets().map(|(name, bytes)| (name.clone(), Budget::per_hour(Some(bytes))));
         Ok(Self {
-            own_budgets: own.collect(),
-            budget: Budget::per_hour(config.bytes_per_hour()),
+            own_budgets: config.own_budgets().map(|(name, budgets)| (name.clone(), budgets)).collect(),
+            budgets: config.budgets(),
             maintainer: Maintainer { storage: lake.storage.with_spool(&scratch.spool())?, ..lake.maintainer() },
             config: config.clone(),
             lake,
@@ -172,8 +171,9 @@ impl Upkeep {
         let (mut reports, mut steps) = (Vec::new(), Vec::new());
         for table in &survey.tables {
             let now = Instant::now();
+            let quiet_after = self.config.of(&table.name).quiet_after();
             let memory = self.tables.entry(table.name.clone()).or_default();
-            if when == When::Due && !memory.pace.is_due(&table.metadata_location, now) {
+            if when == When::Due && !memory.pace.is_due(&table.metadata_location, quiet_after, now) {
                 continue;
             }
             let (report, done) = self.one(&survey, &table.name, when).await;
@@ -259,10 +259,10 @@ impl Upkeep {
         let outcome = match looked.plan.is_empty() {
             true => None,
             false => {
-                let budget = self.own_budgets.get_mut(name).unwrap_or(&mut self.budget);
+                let budgets = self.own_budgets.get_mut(name).unwrap_or(&mut self.budgets);
                 let Looked { view, plan, settings, .. } = &looked;
                 let mut outcome = Outcome::default();
-                let acted = run::act(&self.maintainer, view, plan, settings, budget, &mut outcome).await;
+                let acted = run::act(&self.maintainer, view, plan, settings, budgets, &mut outcome).await;
                 steps.extend(Step::of_run(plan, &outcome, started_at));
                 acted?;
                 Some(outcome)

@@ -9,7 +9,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use testkit::http::exchange;
 
-use crate::http::{Service, problem, text};
+use crate::http::{LEFT, Service, problem, text};
 use crate::support::{Installation, lake};
 
 const CODINGS: [&str; 3] = ["zstd", "br", "gzip"];
@@ -191,7 +191,7 @@ async fn a_client_that_leaves_ends_a_compressed_scan() {
         drop(client);
         let left = Instant::now();
         while service.get(&format!("{ROWS}?select=id&limit=1"), &[]).await.status() != 200 {
-            assert!(left.elapsed() < Duration::from_secs(1), "{coding}: the scan goes on without its client");
+            assert!(left.elapsed() < LEFT, "{coding}: the scan goes on without its client");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -575,7 +575,7 @@ async fn an_issuer_that_gives_no_keys_lets_nobody_in_and_nobody_else_out() {
         let begun = Instant::now();
         let answer = call(&service, "GET", "/v1/me", Some(&bearer(&key.token(&claims(&["admins"])))), "").await;
         assert_eq!(problem(&answer), (401, "UNAUTHENTICATED".to_owned()), "{name}");
-        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{name}: {:?}", begun.elapsed());
         assert_eq!(refusals(&service).await, BTreeMap::from([("no_keys".to_owned(), 1)]), "{name}");
         assert_eq!(call(&service, "GET", "/v1/me", Some("Bearer operator-token"), "").await.status(), 200, "{name}");
         assert!(installation.log().contains("JWKS_UNREADABLE"), "{name}: {}", installation.log());

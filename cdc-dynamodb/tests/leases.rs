@@ -71,8 +71,7 @@ async fn each_change_once(lake: &Lake) {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_who_stands_by_takes_over_within_twice_the_duration() {
     let service = service();
-    let duration = Duration::from_secs(2);
-    let lake = lake(&service, duration);
+    let lake = lake(&service, Duration::from_secs(4));
     put(&service, 0);
     let mut first = lake.start_beside("a");
     until_rows(&lake, &mut first, 1).await;
@@ -145,7 +144,7 @@ async fn of_workers_that_start_at_once_one_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_deleted_is_written_again_and_nobody_stops() {
     let service = service();
-    let lake = lake(&service, Duration::from_millis(900));
+    let lake = lake(&service, Duration::from_secs(3));
     put(&service, 0);
     let mut running = lake.start_beside("a");
     until_rows(&lake, &mut running, 1).await;

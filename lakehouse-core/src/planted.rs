@@ -16,6 +16,8 @@ pub enum Bug {
     SplitTransaction,
     /// B5: files of a commit without an answer are deleted.
     DeleteOnUnknown,
+    /// B6: a rollback moves the branch to an older snapshot, and makes none of its own.
+    MoveRef,
     /// B8: a worker trusts its lease and does not look at the table's position.
     TrustLease,
     /// B9: an update's new row is written without deleting the old one first.

@@ -28,9 +28,10 @@ use lakehouse_core::commit::{
     Stage, named_snapshots, recorded_operations,
 };
 use lakehouse_core::error::{Problem, Reaction};
+use lakehouse_core::fsck::{Verdict, fsck};
 use lakehouse_core::lakehouse::ROLLBACK_TAGS;
 use lakehouse_core::live::LiveFiles;
-use lakehouse_core::planted::Planted;
+use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
 use lakehouse_core::rollback::{self, Asked};
 use lakehouse_core::schema::TableName;
@@ -138,6 +139,7 @@ struct Operator {
     catalog: Arc<dyn Catalog>,
     storage: Storage,
     rng: Mutex<Rng>,
+    planted: Planted,
     count: Arc<Count>,
 }
 
@@ -149,7 +151,7 @@ impl Operator {
     }
 
     fn maintainer(&self, catalog: Arc<dyn Catalog>) -> Maintainer {
-        Maintainer { catalog, storage: self.storage.clone(), give_way: GiveWay::default(), planted: Planted::none() }
+        Maintainer { catalog, storage: self.storage.clone(), give_way: GiveWay::default(), planted: self.planted }
     }
 
     async fn control(&self, maintainer: &Maintainer) -> Result<Control, Problem> {
@@ -268,11 +270,19 @@ impl Meddler for Arc<Operator> {
     }
 }
 
-async fn history(seed: u64, count: Arc<Count>) -> Result<usize, Violation> {
+/// One history, in a task of its own. Returns the snapshots looked at.
+async fn history(seed: u64, planted: Planted, count: Arc<Count>) -> Result<usize, Violation> {
+    let (world, snapshots) = tokio::spawn(play(seed, planted, count)).await.expect("no panic")?;
+    sound(&world).await?;
+    Ok(snapshots)
+}
+
+async fn play(seed: u64, planted: Planted, count: Arc<Count>) -> Result<(World, usize), Violation> {
     let mut made = None;
     let world = World::through(script(seed), |inner, storage| {
         let rng = Mutex::new(Rng::with_seed(seed));
-        let operator = Arc::new(Operator { catalog: Arc::clone(&inner), storage, rng, count: Arc::clone(&count) });
+        let (catalog, count) = (Arc::clone(&inner), Arc::clone(&count));
+        let operator = Arc::new(Operator { catalog, storage, rng, planted, count });
         made = Some(Arc::clone(&operator));
         Arc::new(Between { inner, meddler: operator })
     });
@@ -292,7 +302,8 @@ async fn history(seed: u64, count: Arc<Count>) -> Result<usize, Violation> {
         rollback::run(&mut control, &clean).await.map_err(|problem| unreadable(&problem))?;
         let cut = control.cut().map_err(|problem| unreadable(&problem))?;
         if cut.left.is_empty() && cut.position == world.script.end() {
-            return check(&world, seed).await;
+            let snapshots = check(&world, seed).await?;
+            return Ok((world, snapshots));
         }
         let back = match rng.bool() {
             true => operator.release(&clean, &mut rng).await,
@@ -351,6 +362,29 @@ async fn check(world: &World, seed: u64) -> Result<usize, Violation> {
     Ok(seen)
 }
 
+/// The ranges of each table's ancestry join, and all else that the lake says of itself is true.
+async fn sound(world: &World) -> Result<(), Violation> {
+    let report = fsck(&*world.catalog, &world.storage, None).await.map_err(|problem| unreadable(&problem))?;
+    ensure(report.verdict == Verdict::Sound, "fsck", || {
+        let checks = report.tables.iter().flat_map(|table| table.checks.iter().map(|check| (&table.table, check)));
+        format!("{:?}", checks.filter(|(_, check)| !check.ok).collect::<Vec<_>>())
+    })
+}
+
+#[test]
+fn b6_a_rollback_that_moves_the_ref_is_caught() {
+    let found = block_on(async {
+        for seed in 0..20 {
+            if let Err(violation) = history(seed, Planted::only(Bug::MoveRef), Arc::default()).await {
+                return Some((seed, violation.to_string()));
+            }
+        }
+        None
+    });
+    let (seed, violation) = found.expect("it is caught within twenty histories");
+    println!("MoveRef: caught in history {seed}: {}", violation.chars().take(300).collect::<String>());
+}
+
 #[test]
 fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
     let first = tier::seed();
@@ -361,7 +395,7 @@ fn whatever_races_with_a_rollback_every_mirror_ends_with_its_sources_rows() {
         let played = (first..first + seeds).map(|seed| {
             let count = Arc::clone(&count);
             async move {
-                let played = tokio::spawn(history(seed, count)).await.expect("no panic");
+                let played = history(seed, Planted::none(), count).await;
                 played.unwrap_or_else(|violation| panic!("LAKEHOUSE_SEED={seed} LAKEHOUSE_SEEDS=1: {violation}"))
             }
         });

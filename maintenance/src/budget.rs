@@ -3,12 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use crate::plan::Reason;
+
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Fills up with time, to one hour's worth at most.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    bytes_per_hour: Option<u64>,
+    pub bytes_per_hour: Option<u64>,
     left: u64,
     since: Instant,
 }
@@ -38,6 +40,26 @@ impl Budget {
     }
 }
 
+/// What compaction of some tables may read.
+#[derive(Clone, Copy, Debug)]
+pub struct Budgets {
+    pub all: Budget,
+    /// Of it, for readers' sake alone.
+    pub read_cost: Budget,
+}
+
+impl Budgets {
+    /// Without a bound.
+    pub fn unbounded() -> Self {
+        Self { all: Budget::per_hour(None), read_cost: Budget::per_hour(None) }
+    }
+
+    /// Takes what a rewrite for this reason reads.
+    pub fn take(&mut self, reason: Reason, bytes: u64) -> bool {
+        (reason != Reason::ReadCost || self.read_cost.take(bytes)) && self.all.take(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +75,14 @@ mod tests {
         assert!(budget.take_at(500, begin + HOUR * 2));
         assert!(!budget.take_at(1, begin + HOUR * 2));
         assert!(Budget::per_hour(None).take(u64::MAX));
+    }
+
+    #[test]
+    fn what_is_done_for_readers_has_a_bound_of_its_own() {
+        let mut budgets = Budgets { read_cost: Budget::per_hour(Some(100)), ..Budgets::unbounded() };
+        assert!(budgets.take(Reason::ReadCost, 90) && !budgets.take(Reason::ReadCost, 90));
+        assert!(budgets.take(Reason::DeletedRows, 90));
+        let mut budgets = Budgets { all: Budget::per_hour(Some(100)), ..Budgets::unbounded() };
+        assert!(budgets.take(Reason::SmallFiles, 90) && !budgets.take(Reason::ReadCost, 90));
     }
 }

@@ -6,12 +6,10 @@ use iceberg::spec::Operation;
 use lakehouse_core::catalog::LoadedTable;
 use serde::Serialize;
 
-use crate::plan::{Targets, groups};
-use crate::run::Settings;
+use crate::plan::Group;
+use crate::run::{Settings, due};
 use crate::view::View;
 
-/// Data files below this part of the size that compaction aims at are small.
-const SMALL_PART: u64 = 8;
 /// Equality-delete files at which their term of the score is full.
 const EQUALITY_DELETES: f64 = 12.0;
 /// Share of deleted rows at which their term of the score is full.
@@ -39,7 +37,7 @@ pub struct TableHealth {
     pub snapshots: u64,
     /// Size of the current metadata file, in bytes.
     pub metadata_bytes: u64,
-    /// What a full pass of compaction would read.
+    /// What compaction would read now if nothing bounded it.
     pub debt_bytes: u64,
     /// Since the newest kept snapshot that replaced files; `None` if none is kept.
     pub compaction_age_seconds: Option<u64>,
@@ -56,7 +54,7 @@ impl TableHealth {
     pub fn of(view: &View, settings: &Settings, now: i64) -> Self {
         let View { table, live, .. } = view;
         let totals = live.totals();
-        let small = settings.targets.file_bytes / SMALL_PART;
+        let small = settings.targets.fragment_bytes();
         let deletes = live.data.values().map(|file| file.deletes.len() as u64);
         let equality = live.equality_deletes().count() as u64;
         let window = TimeTravel::of(table, now);
@@ -76,7 +74,7 @@ impl TableHealth {
             manifest_bytes: live.manifests.iter().map(|file| u64::try_from(file.manifest_length).unwrap_or(0)).sum(),
             snapshots: table.metadata.snapshots().len() as u64,
             metadata_bytes: table.metadata_bytes,
-            debt_bytes: debt(view, &settings.targets),
+            debt_bytes: due(view, &settings.targets, now).iter().map(Group::bytes).sum(),
             compaction_age_seconds: last_rewrite(table).map(|at| age(at, now).as_secs()),
             time_travel_seconds: window.length.as_secs(),
             promised_time_travel_seconds: promised.as_secs(),
@@ -95,12 +93,6 @@ impl TableHealth {
         let deleted = (share(self.deleted_rows, self.rows + self.deleted_rows) / DELETED_SHARE).min(1.0);
         100.0 - 40.0 * small - 40.0 * equality - 20.0 * deleted
     }
-}
-
-/// Bytes of all files that would be rewritten if nobody wrote to the table any more.
-fn debt(view: &View, targets: &Targets) -> u64 {
-    let targets = Targets { quiet: true, ..targets.clone() };
-    view.partitions().values().flat_map(|files| groups(files, &targets)).map(|group| group.bytes()).sum()
 }
 
 /// When files were last replaced, by us or by another engine.

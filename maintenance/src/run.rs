@@ -12,16 +12,14 @@ use lakehouse_core::schema::TableName;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use crate::budget::Budget;
+use crate::budget::Budgets;
 use crate::clean::{self, Orphans};
 use crate::compact;
 use crate::expire::{self, Expiry, Retention, Snapshots};
 use crate::health::TableHealth;
-use crate::plan::{Group, Reason, Targets, groups};
+use crate::plan::{Clock, Group, Reason, Targets, groups};
 use crate::view::View;
 
-/// A table to which nobody has committed for so long is quiet: what is small is merged, however little it is.
-const QUIET: Duration = Duration::from_secs(600);
 /// More manifests than this cost every reader: they are merged where that leaves fewer.
 const MANIFESTS: usize = 100;
 
@@ -179,15 +177,13 @@ pub async fn plan(
     let table = &view.table;
     check_foreign(&maintainer.storage, table).await?;
     let now = chrono::Utc::now().timestamp_millis();
-    let quiet = Duration::from_millis(u64::try_from(now - table.metadata.last_updated_ms()).unwrap_or(0)) >= QUIET;
-    let targets = Targets { quiet: settings.targets.quiet || quiet, ..settings.targets.clone() };
     // A table that is being copied is its copy's alone; one of no pipeline has no position and no copy.
     let copied = view.state.position.is_some() || view.state.source.is_none();
     let mut equality_deletes: Vec<String> = view.live.equality_deletes().cloned().collect();
     equality_deletes.sort_unstable();
     let countable = equality_deletes.is_empty();
     let groups = match settings.compact && copied && countable {
-        true => view.partitions().values().flat_map(|files| groups(files, &targets)).collect(),
+        true => due(&view, &settings.targets, now),
         false => Vec::new(),
     };
     let mut expiry = match (settings.expire || settings.tag) && countable {
@@ -217,13 +213,22 @@ pub async fn plan(
         dangling_deletes,
         equality_deletes: if settings.by_position { equality_deletes } else { Vec::new() },
         merged_manifests,
-        rewrites: groups.iter().map(|group| planned(group, &targets)).collect(),
+        rewrites: groups.iter().map(|group| planned(group, &settings.targets)).collect(),
         expiry: PlannedExpiry::of(&expiry),
         orphans,
         groups,
         planned_expiry: expiry,
     };
     Ok((view, plan))
+}
+
+/// What compaction would rewrite at `now` (milliseconds since 1970), the most useful first.
+pub(crate) fn due(view: &View, targets: &Targets, now: i64) -> Vec<Group> {
+    let clock = Clock { now, last_commit: view.table.metadata.last_updated_ms() };
+    let mut due: Vec<Group> = view.partitions().values().flat_map(|files| groups(files, targets, clock)).collect();
+    // What only readers gain by waits for all else, in every partition.
+    due.sort_by_key(|group| group.reason == Reason::ReadCost);
+    due
 }
 
 fn planned(group: &Group, targets: &Targets) -> PlannedRewrite {
@@ -270,7 +275,7 @@ pub async fn act(
     view: &View,
     plan: &TablePlan,
     settings: &Settings,
-    budget: &mut Budget,
+    budgets: &mut Budgets,
     outcome: &mut Outcome,
 ) -> Result<(), Problem> {
     let begun = Instant::now();
@@ -289,12 +294,10 @@ pub async fn act(
         outcome.expired = Some(landed);
     }
     for group in &plan.groups {
-        if !budget.take(group.bytes()) {
-            info!(
-                table = plan.table,
-                bytes = group.bytes(),
-                "the budget of this hour is spent, compaction goes on later"
-            );
+        let (reason, bytes) = (group.reason, group.bytes());
+        if !budgets.take(reason, bytes) {
+            let reason = reason.as_str();
+            info!(table = plan.table, reason, bytes, "the budget of this hour is spent, compaction goes on later");
             break;
         }
         outcome.rewrites.push(rewrite(maintainer, view, group, settings).await?);

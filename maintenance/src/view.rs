@@ -29,6 +29,8 @@ pub struct FileView {
     /// Paths of its delete files, and the rows that these name; an upper bound where one speaks of other files too.
     pub deletes: Vec<String>,
     pub deleted: u64,
+    /// When a row of it was deleted last, in milliseconds since 1970; the beginning of time where that has expired.
+    pub last_deleted: i64,
 }
 
 impl FileView {
@@ -55,8 +57,9 @@ impl View {
     pub fn partitions(&self) -> BTreeMap<(i32, String), Vec<FileView>> {
         let mut partitions: BTreeMap<(i32, String), Vec<FileView>> = BTreeMap::new();
         for (path, file) in &self.live.data {
-            let deletes = file.deletes.iter().filter_map(|delete| self.live.deletes.get(delete));
-            let deleted: u64 = deletes.map(|delete| delete.file.record_count()).sum();
+            let deletes = || file.deletes.iter().filter_map(|delete| self.live.deletes.get(delete));
+            let deleted: u64 = deletes().map(|delete| delete.file.record_count()).sum();
+            let snapshots = deletes().filter_map(|delete| self.table.metadata.snapshot_by_id(delete.snapshot_id));
             let view = FileView {
                 path: path.clone(),
                 spec_id: file.spec_id,
@@ -65,6 +68,7 @@ impl View {
                 records: file.records,
                 deletes: file.deletes.clone(),
                 deleted: deleted.min(file.records),
+                last_deleted: snapshots.map(|snapshot| snapshot.timestamp_ms()).max().unwrap_or(0),
             };
             partitions.entry((file.spec_id, format!("{:?}", file.partition))).or_default().push(view);
         }

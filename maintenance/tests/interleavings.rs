@@ -22,7 +22,7 @@ use lakehouse_core::error::Problem;
 use lakehouse_core::planted::{Bug, Planted};
 use lakehouse_core::position::Position;
 use lakehouse_core::storage::canonical;
-use maintenance::budget::Budget;
+use maintenance::budget::Budgets;
 use maintenance::expire::{self, Expiry, Retention, Snapshots};
 use maintenance::plan::{Group, Order, Reason, Targets};
 use maintenance::run::{self, Outcome, Settings};
@@ -554,8 +554,8 @@ fn a_rewrite_that_loses_a_row_is_noticed_in_every_order() {
             let maintainer = Maintainer { planted: Planted::only(Bug::RewriteLosesRow), ..story.lake.maintainer() };
             let planned = run::plan(&maintainer, &story.lake.name, &HashSet::new(), &[], &settings).await;
             let (view, plan) = planned.expect("a plan");
-            let (mut budget, mut outcome) = (Budget::per_hour(None), Outcome::default());
-            let ended = run::act(&maintainer, &view, &plan, &settings, &mut budget, &mut outcome).await;
+            let (mut budgets, mut outcome) = (Budgets::unbounded(), Outcome::default());
+            let ended = run::act(&maintainer, &view, &plan, &settings, &mut budgets, &mut outcome).await;
             assert_eq!(ended.expect_err("it is noticed").code, "ROWS_DIFFER");
         }
         assert_eq!(story.oracle.check(&story.lake).await, 2);

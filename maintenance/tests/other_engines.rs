@@ -36,7 +36,7 @@ async fn by_id(lake: &Lake, keys: &[i64]) -> DataFile {
 /// Without merging files, which would apply deletes of any kind.
 fn without_groups() -> Settings {
     // Of a byte: no file is small.
-    let targets = Targets { file_bytes: 1, deleted_share: 1.0, ..Targets::default() };
+    let targets = Targets { file_bytes: 1, deleted_share: 1.0, read_cost_share: 1.0, ..Targets::default() };
     Settings { targets, expire: false, clean: false, ..eager(100) }
 }
 

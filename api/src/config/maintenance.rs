@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lakehouse_core::catalog::{ManagedJobs, ManagedTables};
 use lakehouse_core::schema::TableName;
+use maintenance::budget::{Budget, Budgets};
 use maintenance::clean;
 use maintenance::expire::Retention;
 use maintenance::plan::{Order, Targets};
@@ -41,6 +42,8 @@ pub(crate) struct TableMaintenance {
     target_file_size: Bytes,
     small_files: u64,
     deleted_share: f64,
+    read_cost_share: f64,
+    quiet_after: Span,
     /// Columns by which rows are sorted, or along whose Z-curve; of a table's section only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sort_by: Vec<String>,
@@ -54,6 +57,8 @@ pub(crate) struct TableMaintenance {
     /// What compaction may read in an hour; without a bound where it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes_per_hour: Option<Bytes>,
+    /// And of it, for readers' sake alone.
+    read_cost_bytes_per_hour: Bytes,
 }
 
 /// Who has each duty of a table.
@@ -111,14 +116,18 @@ impl MaintenanceConfig {
         self.tables.get(table).unwrap_or(&self.general)
     }
 
-    /// Tables that have a section, and a bound of their own on what compaction reads in an hour.
-    pub(crate) fn own_budgets(&self) -> impl Iterator<Item = (&TableName, u64)> {
-        self.tables.iter().filter_map(|(name, table)| Some((name, table.bytes_per_hour?.0)))
+    /// Tables that have a section with a bound on what compaction reads in an hour.
+    pub(crate) fn own_budgets(&self) -> impl Iterator<Item = (&TableName, Budgets)> {
+        let general = &self.general;
+        let own = self.tables.iter().filter(|(_, table)| {
+            table.bytes_per_hour.is_some() || table.read_cost_bytes_per_hour != general.read_cost_bytes_per_hour
+        });
+        own.map(|(name, table)| (name, table.budgets(table.bytes_per_hour.or(general.bytes_per_hour))))
     }
 
-    /// What compaction of all other tables may read in an hour.
-    pub(crate) fn bytes_per_hour(&self) -> Option<u64> {
-        self.general.bytes_per_hour.map(|bytes| bytes.0)
+    /// What compaction of all other tables may read.
+    pub(crate) fn budgets(&self) -> Budgets {
+        self.general.budgets(self.general.bytes_per_hour)
     }
 
     /// Somebody has a duty that we do, give away or watch.
@@ -150,6 +159,17 @@ impl Owners {
 }
 
 impl TableMaintenance {
+    pub(crate) fn quiet_after(&self) -> Duration {
+        self.quiet_after.0
+    }
+
+    fn budgets(&self, all: Option<Bytes>) -> Budgets {
+        Budgets {
+            all: Budget::per_hour(all.map(|bytes| bytes.0)),
+            read_cost: Budget::per_hour(Some(self.read_cost_bytes_per_hour.0)),
+        }
+    }
+
     /// The duties of one owner, and by which measures. Checkpoints are tagged by us for whoever expires.
     pub(crate) fn settings(&self, owner: Owner) -> Settings {
         let tags = |expires: Owner| matches!(expires, Owner::S3Tables | Owner::Spark);
@@ -166,7 +186,9 @@ impl TableMaintenance {
                 file_bytes: self.target_file_size.0,
                 fan: count(self.small_files),
                 deleted_share: self.deleted_share,
-                quiet: false,
+                // A job of another engine for so little would cost more than it saves.
+                read_cost_share: if owner == Owner::Ours { self.read_cost_share } else { 1.0 },
+                quiet_after: self.quiet_after.0,
                 order: self.order(),
             },
             retention: Retention {
@@ -198,6 +220,8 @@ fn defaults() -> TableMaintenance {
         target_file_size: Bytes(targets.file_bytes),
         small_files: targets.fan as u64,
         deleted_share: targets.deleted_share,
+        read_cost_share: targets.read_cost_share,
+        quiet_after: Span(targets.quiet_after),
         sort_by: Vec::new(),
         zorder_by: Vec::new(),
         dense_window: Span(retention.dense),
@@ -206,6 +230,7 @@ fn defaults() -> TableMaintenance {
         daily_tags: Span(retention.daily),
         orphan_age: Span(orphan_age),
         bytes_per_hour: None,
+        read_cost_bytes_per_hour: Bytes(10 << 30),
     }
 }
 
@@ -243,12 +268,15 @@ fn table(section: &Section<'_>, over: &TableMaintenance) -> Result<TableMaintena
         target_file_size: section.parsed("target_file_size")?.unwrap_or(over.target_file_size),
         small_files: section.number_within("small_files", 2, 10_000)?.unwrap_or(over.small_files),
         deleted_share: section.share("deleted_share")?.unwrap_or(over.deleted_share),
+        read_cost_share: section.share("read_cost_share")?.unwrap_or(over.read_cost_share),
+        quiet_after: section.parsed("quiet_after")?.unwrap_or(over.quiet_after),
         dense_window: section.parsed("dense_window")?.unwrap_or(over.dense_window),
         min_snapshots: section.number_within("min_snapshots", 1, 100_000)?.unwrap_or(over.min_snapshots),
         hourly_tags: section.parsed("hourly_tags")?.unwrap_or(over.hourly_tags),
         daily_tags: section.parsed("daily_tags")?.unwrap_or(over.daily_tags),
         orphan_age: section.parsed("orphan_age")?.unwrap_or(over.orphan_age),
         bytes_per_hour: section.parsed("bytes_per_hour")?.or(over.bytes_per_hour),
+        read_cost_bytes_per_hour: section.parsed("read_cost_bytes_per_hour")?.unwrap_or(over.read_cost_bytes_per_hour),
         ..over.clone()
     };
     let size = read.target_file_size;
@@ -266,6 +294,10 @@ fn table(section: &Section<'_>, over: &TableMaintenance) -> Result<TableMaintena
     if read.bytes_per_hour.is_some_and(|bytes| bytes.0 < 1 << 20) {
         let remedy = "allow 1MiB or more; `owner = { compact = \"none\" }` switches compaction off";
         return Err(section.invalid("bytes_per_hour", "too little to compact anything", remedy));
+    }
+    if read.read_cost_bytes_per_hour.0 < 1 << 20 {
+        let remedy = "allow 1MiB or more; `read_cost_share = 1` compacts nothing for readers' sake alone";
+        return Err(section.invalid("read_cost_bytes_per_hour", "too little to compact anything", remedy));
     }
     Ok(read)
 }

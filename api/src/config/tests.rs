@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use ::maintenance::budget::Budgets;
 use ::maintenance::plan::Order;
 use serde_json::{Value, json};
 
@@ -299,10 +300,12 @@ fn values_are_checked() {
         ("small_files = 1", "2 to 10000"),
         ("deleted_share = 0.0", "above 0"),
         ("deleted_share = 2", "such as 0.1"),
+        ("read_cost_share = 0.0", "above 0"),
         ("dense_window = \"59m\"", "1h or more"),
         ("min_snapshots = 0", "1 to"),
         ("orphan_age = \"23h\"", "24h or more"),
         ("bytes_per_hour = \"1KiB\"", "1MiB or more"),
+        ("read_cost_bytes_per_hour = \"1KiB\"", "1MiB or more"),
         ("every = \"0s\"", "1s or more"),
     ] {
         let name = key.split(' ').next().unwrap();
@@ -423,6 +426,11 @@ fn a_table_is_maintained_by_its_own_section_over_the_general_one() {
         [maintenance.tables."app.ledger"]
         owner = { expire = "none" }
         bytes_per_hour = "1GiB"
+        [maintenance.tables."app.hot"]
+        owner = "self"
+        read_cost_share = 0.01
+        quiet_after = "1h"
+        read_cost_bytes_per_hour = "2GiB"
     "#;
     let config = Case::new(text).load().unwrap().maintenance;
     let table = |name: &str| config.of(&name.parse().unwrap()).clone();
@@ -442,9 +450,14 @@ fn a_table_is_maintained_by_its_own_section_over_the_general_one() {
     assert!(managed.drop_dangling && !ours.drop_dangling);
     assert_eq!(managed.targets.order, Order::Sorted(vec!["customer".to_owned()]));
     assert_eq!(managed.retention.dense, Duration::from_secs(7_200));
-    assert_eq!(config.bytes_per_hour(), Some(10 << 30));
-    let own: Vec<_> = config.own_budgets().map(|(name, bytes)| (name.to_string(), bytes)).collect();
-    assert_eq!(own, [("app.ledger".to_owned(), 1 << 30)]);
+    let bounds = |budgets: Budgets| (budgets.all.bytes_per_hour, budgets.read_cost.bytes_per_hour);
+    assert_eq!(bounds(config.budgets()), (Some(10 << 30), Some(10 << 30)));
+    let own: Vec<_> = config.own_budgets().map(|(name, budgets)| (name.to_string(), bounds(budgets))).collect();
+    let bounded = |name: &str, all: u64, read_cost: u64| (name.to_owned(), (Some(all << 30), Some(read_cost << 30)));
+    assert_eq!(own, [bounded("app.hot", 10, 2), bounded("app.ledger", 1, 10)]);
+    let hot = table("app.hot").settings(Owner::Ours).targets;
+    assert_eq!((hot.read_cost_share, hot.quiet_after), (0.01, Duration::from_secs(3_600)));
+    assert_eq!(spark.targets.read_cost_share, 1.0, "no job of Spark's for readers' sake alone");
     let jobs = config.managed();
     assert_eq!((jobs.jobs.compaction, jobs.jobs.snapshots), (false, false));
     assert!(jobs.tables[&"app.orders".parse().unwrap()].compaction);

@@ -25,7 +25,7 @@ pub(crate) struct Measures {
     manifest_bytes: Option<u64>,
     snapshots: Option<u64>,
     metadata_bytes: Option<u64>,
-    /// What a full pass of compaction would read.
+    /// What compaction would read now if nothing bounded it.
     debt_bytes: Option<u64>,
     /// Since files were last replaced.
     compaction_age_seconds: Option<u64>,
@@ -42,8 +42,8 @@ pub(crate) struct Step {
     seconds: Option<f64>,
     table: String,
     operation: StepOperation,
-    /// Why: `retention`, `small-files`, `deleted-rows`, `dangling-deletes`, `equality-deletes`, `manifests`, `age`,
-    /// `schedule`, `found`.
+    /// Why: `retention`, `small-files`, `deleted-rows`, `read-cost`, `dangling-deletes`, `equality-deletes`,
+    /// `manifests`, `age`, `schedule`, `found`.
     trigger: String,
     /// Who did it: `self`, `spark` or `s3-tables`.
     owner: String,
@@ -125,6 +125,7 @@ struct PlannedRewrite {
 enum RewriteReason {
     SmallFiles,
     DeletedRows,
+    ReadCost,
     DanglingDeletes,
     EqualityDeletes,
     Manifests,
@@ -284,12 +285,12 @@ mod tests {
 
     #[test]
     fn words_are_those_of_what_they_stand_for() {
-        use Reason::{DanglingDeletes, DeletedRows, EqualityDeletes, Manifests, SmallFiles};
+        use Reason::{DanglingDeletes, DeletedRows, EqualityDeletes, Manifests, ReadCost, SmallFiles};
         use runs::Operation::{Cleaning, Compaction, Expiry, Planning};
         let words = |schema: RefOr<Schema>| serde_json::to_value(schema).unwrap()["enum"].clone();
         let operations = [Compaction, Expiry, Cleaning, Planning];
         assert_eq!(words(StepOperation::schema()), json!(operations));
-        let reasons = [SmallFiles, DeletedRows, DanglingDeletes, EqualityDeletes, Manifests];
+        let reasons = [SmallFiles, DeletedRows, ReadCost, DanglingDeletes, EqualityDeletes, Manifests];
         assert_eq!(words(RewriteReason::schema()), json!(reasons));
     }
 }

@@ -37,7 +37,9 @@ const MEASURES: [Measure; 17] = [
     ("table_manifest", "Size of all manifests", Some(Unit::Bytes), |health| health.manifest_bytes as f64),
     ("table_snapshots", "Kept snapshots", None, |health| health.snapshots as f64),
     ("table_metadata", "Size of the metadata file", Some(Unit::Bytes), |health| health.metadata_bytes as f64),
-    ("compaction_debt", "What a full pass would read", Some(Unit::Bytes), |health| health.debt_bytes as f64),
+    ("compaction_debt", "What compaction would read now if nothing bounded it", Some(Unit::Bytes), |health| {
+        health.debt_bytes as f64
+    }),
     ("compaction_age", "Since files were replaced; NaN if no kept snapshot did", Some(Unit::Seconds), |health| {
         health.compaction_age_seconds.map_or(f64::NAN, |seconds| seconds as f64)
     }),

@@ -11,7 +11,7 @@ const FAILURES: u32 = 3;
 const FIRST_REST: Duration = Duration::from_secs(600);
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(6 * 3_600);
-/// A table that has not moved is looked at so often: age alone may make something due.
+/// A table that has not moved is looked at so often, or sooner: age alone may make something due.
 const IDLE: Duration = Duration::from_secs(600);
 /// Between two looks for files that nothing needs: all files of the table are listed.
 const CLEANING: Duration = Duration::from_secs(3_600);
@@ -27,10 +27,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// It is this table's turn.
-    pub(super) fn is_due(&self, metadata_location: &str, now: Instant) -> bool {
+    /// It is this table's turn; behind `quiet_after` one that has not moved has become quiet.
+    pub(super) fn is_due(&self, metadata_location: &str, quiet_after: Duration, now: Instant) -> bool {
         let rests = self.rests_until.is_some_and(|until| now < until);
-        let idle = self.idle.as_ref().is_some_and(|(seen, at)| seen == metadata_location && now - *at < IDLE);
+        let again = IDLE.min(quiet_after);
+        let idle = self.idle.as_ref().is_some_and(|(seen, at)| seen == metadata_location && now - *at < again);
         !rests && !idle
     }
 
@@ -69,16 +70,16 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.failed(begin), None);
         assert_eq!(pace.failed(begin), None);
-        assert!(pace.is_due("m1", begin));
+        assert!(pace.is_due("m1", IDLE, begin));
         assert_eq!(pace.failed(begin), Some(FIRST_REST));
-        assert!(!pace.is_due("m1", begin) && pace.is_due("m1", begin + FIRST_REST));
+        assert!(!pace.is_due("m1", IDLE, begin) && pace.is_due("m1", IDLE, begin + FIRST_REST));
         assert_eq!(pace.failed(begin), Some(FIRST_REST * 2));
         for _ in 0..40 {
             pace.failed(begin);
         }
         assert_eq!(pace.failed(begin), Some(LONGEST_REST));
         pace.went_well(None, begin);
-        assert!(pace.is_due("m1", begin));
+        assert!(pace.is_due("m1", IDLE, begin));
         assert_eq!(pace.failed(begin), None);
     }
 
@@ -87,9 +88,11 @@ mod tests {
         let begin = Instant::now();
         let mut pace = Pace::default();
         pace.went_well(Some("m1".to_owned()), begin);
-        assert!(!pace.is_due("m1", begin));
-        assert!(pace.is_due("m2", begin));
-        assert!(pace.is_due("m1", begin + IDLE));
+        assert!(!pace.is_due("m1", IDLE, begin));
+        assert!(pace.is_due("m2", IDLE, begin));
+        assert!(pace.is_due("m1", 2 * IDLE, begin + IDLE));
+        let soon = Duration::from_secs(20);
+        assert!(!pace.is_due("m1", soon, begin + soon / 2) && pace.is_due("m1", soon, begin + soon));
         assert!(pace.is_cleaning_due(begin));
         pace.cleaned(begin);
         assert!(!pace.is_cleaning_due(begin) && pace.is_cleaning_due(begin + CLEANING));

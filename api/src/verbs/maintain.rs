@@ -150,7 +150,7 @@ fn outcome(plan: &TablePlan, outcome: &Outcome, row: &mut impl FnMut(&str, Strin
         };
         row("compaction", what);
     }
-    let of_groups = |reason: Reason| matches!(reason, Reason::SmallFiles | Reason::DeletedRows);
+    let of_groups = |reason: Reason| matches!(reason, Reason::SmallFiles | Reason::DeletedRows | Reason::ReadCost);
     let files = outcome.rewrites.iter().filter(|rewrite| of_groups(rewrite.reason)).count();
     let left = plan.rewrites.len().saturating_sub(files);
     if left > 0 {

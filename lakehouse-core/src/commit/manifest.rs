@@ -1,15 +1,16 @@
 //! Manifests of one commit: what is added, what is replaced, and merging, so that manifests stay few.
 //!
 //! Manifests are merged by size class, each class by a factor of [`FAN`]: an entry is rewritten once per class, and a
-//! table of n files has O(log n) manifests. Delete manifests are kept small and are rewritten where one of their delete
-//! files is replaced; of ours, each data file has one.
+//! table of n files has O(log n) manifests. Those of which no file stays are told in the manifest of the new files: readers
+//! open every manifest there is, and pay for each. Delete manifests are kept small and are rewritten where one of their
+//! delete files is replaced; of ours, each data file has one.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{
-    DataFile, ManifestContentType, ManifestEntry, ManifestFile, ManifestStatus, ManifestWriter, ManifestWriterBuilder,
-    SchemaRef,
+    DataFile, Manifest, ManifestContentType, ManifestEntry, ManifestFile, ManifestStatus, ManifestWriter,
+    ManifestWriterBuilder, SchemaRef,
 };
 use uuid::Uuid;
 
@@ -49,31 +50,40 @@ pub(super) struct ManifestBuilder<'a> {
 impl ManifestBuilder<'_> {
     pub(super) async fn build(&self, change: &FileChange) -> Result<SnapshotManifests, Problem> {
         let mut out = SnapshotManifests { manifests: Vec::new(), written: Vec::new(), deletes: Vec::new() };
-        self.add_data(&change.added, change.sequence_number, &mut out).await?;
         if change.remove_all {
+            self.write_data(change, BTreeMap::new(), &mut out).await?;
             self.remove_all(&mut out).await?;
             self.write_deletes(&change.deletes, &HashSet::new(), BTreeSet::new(), &mut out).await?;
             return Ok(out);
         }
         let carried = self.live.manifests.iter().filter(|m| m.has_added_files() || m.has_existing_files());
         let (data, deletes): (Vec<_>, Vec<_>) = carried.cloned().partition(holds_data);
-        let data = self.remove_data(data, &change.removed, &mut out).await?;
+        let (data, gone) = self.remove_data(data, &change.removed, &mut out).await?;
+        self.write_data(change, gone, &mut out).await?;
         self.merge_data(data, &mut out).await?;
         self.carry_deletes(deletes, change, &mut out).await?;
         Ok(out)
     }
 
-    async fn add_data(
+    /// New data files, and those of manifests of which nothing is left, by partition spec.
+    async fn write_data(
         &self,
-        added: &[NewFile],
-        sequence_number: Option<i64>,
+        change: &FileChange,
+        mut gone: BTreeMap<i32, Vec<Gone>>,
         out: &mut SnapshotManifests,
     ) -> Result<(), Problem> {
-        for (spec_id, files) in by_spec(added, |file| file.spec_id) {
+        let mut added = by_spec(&change.added, |file| file.spec_id);
+        let specs: BTreeSet<i32> = added.keys().chain(gone.keys()).copied().collect();
+        for spec_id in specs {
             let mut writer = self.writer(spec_id, ManifestContentType::Data)?;
-            for file in files {
-                let added = writer.add_file(file.file.clone(), sequence_number.unwrap_or(-1));
+            for file in added.remove(&spec_id).unwrap_or_default() {
+                let added = writer.add_file(file.file.clone(), change.sequence_number.unwrap_or(-1));
                 added.map_err(|error| self.problem(&error))?;
+            }
+            for (path, manifest) in gone.remove(&spec_id).unwrap_or_default() {
+                for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
+                    self.carry_entry(&mut writer, entry, true, &path)?;
+                }
             }
             self.finish(writer, out).await?;
         }
@@ -97,15 +107,17 @@ impl ManifestBuilder<'_> {
         Ok(())
     }
 
-    /// Writes the manifests anew that list a removed file, with that marked as deleted; returns the others.
+    /// Writes the manifests anew that list a removed file, with that marked as deleted; returns the others, and by partition
+    /// spec those of which every file is removed.
     async fn remove_data(
         &self,
         carried: Vec<ManifestFile>,
         removed: &BTreeSet<String>,
         out: &mut SnapshotManifests,
-    ) -> Result<Vec<ManifestFile>, Problem> {
+    ) -> Result<(Vec<ManifestFile>, BTreeMap<i32, Vec<Gone>>), Problem> {
+        let mut gone: BTreeMap<i32, Vec<Gone>> = BTreeMap::new();
         if removed.is_empty() {
-            return Ok(carried);
+            return Ok((carried, gone));
         }
         let mut untouched = Vec::new();
         let mut missing = removed.len();
@@ -122,6 +134,10 @@ impl ManifestBuilder<'_> {
                 untouched.push(file);
                 continue;
             }
+            if found == entries().count() {
+                gone.entry(file.partition_spec_id).or_default().push((file.manifest_path, manifest));
+                continue;
+            }
             let mut writer = self.writer(file.partition_spec_id, ManifestContentType::Data)?;
             for entry in entries() {
                 let goes = removed.contains(entry.file_path());
@@ -133,7 +149,7 @@ impl ManifestBuilder<'_> {
             let message = format!("{missing} files that are to be replaced are in no manifest");
             return Err(Problem::retry("TABLE_MOVED", self.base.name.to_string(), message));
         }
-        Ok(untouched)
+        Ok((untouched, gone))
     }
 
     fn carry_entry(
@@ -274,6 +290,9 @@ impl ManifestBuilder<'_> {
         iceberg_problem(&self.base.name.to_string(), "written", error)
     }
 }
+
+/// A manifest of which no file stays, by its path.
+type Gone = (String, Manifest);
 
 enum Entry<'a> {
     Added(&'a NewFile),

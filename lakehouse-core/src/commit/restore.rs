@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use iceberg::TableUpdate;
-use iceberg::spec::Operation;
+use iceberg::spec::{MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention};
 
 use super::journal::{Mark, OperationMark};
 use super::new_snapshot_id;
@@ -15,6 +15,7 @@ use super::traces::{without_rollback, without_tags};
 use crate::catalog::{LoadedTable, Swap};
 use crate::error::Problem;
 use crate::live::LiveFiles;
+use crate::planted::Bug;
 
 /// How an attempt to restore has ended.
 #[derive(Debug)]
@@ -42,7 +43,8 @@ impl Maintainer {
     ) -> Result<Restored, Problem> {
         let state = TableState::of(seen)?;
         let restored = LiveFiles::load(&self.storage, seen, Some(target)).await?;
-        let snapshot_id = new_snapshot_id(seen);
+        let moves_ref = self.planted.is(Bug::MoveRef);
+        let snapshot_id = if moves_ref { target } else { new_snapshot_id(seen) };
         let epoch = operation.map_or(state.epoch + 1, |(_, epoch)| epoch.max(state.epoch));
         let moved = |position: Option<crate::position::Position>| position.map_or(String::new(), |at| at.to_string());
         let target_position = seen
@@ -60,7 +62,10 @@ impl Maintainer {
                 (properties::RESTORED, target.to_string()),
             ]),
         };
-        let mut updates = build_restored(&self.storage, seen, &restored, header).await?;
+        let mut updates = match moves_ref {
+            true => vec![branch_to(target)],
+            false => build_restored(&self.storage, seen, &restored, header).await?,
+        };
         let mut raised = properties::properties([(properties::EPOCH, epoch.to_string())]);
         raised.extend(operation.map(|(mark, _)| (properties::OPERATION.to_owned(), mark.text())));
         // What has been taken back has its old rows again, and nobody goes anywhere from here by the operation's tags.
@@ -83,5 +88,14 @@ impl Maintainer {
                 }
             }
         }
+    }
+}
+
+/// What the planted bug does in the place of a commit.
+fn branch_to(target: i64) -> TableUpdate {
+    let retention = SnapshotRetention::branch(None, None, None);
+    TableUpdate::SetSnapshotRef {
+        ref_name: MAIN_BRANCH.to_owned(),
+        reference: SnapshotReference::new(target, retention),
     }
 }

@@ -33,7 +33,7 @@ use lakehouse_core::read::{Projection, TableReader};
 use lakehouse_core::schema::TableName;
 use lakehouse_core::storage::{Storage, canonical};
 use lakehouse_core::write::{DataFileWriter, FileSchema, NewFile, data_location};
-use maintenance::budget::Budget;
+use maintenance::budget::Budgets;
 use maintenance::clean;
 use maintenance::expire::Retention;
 use maintenance::plan::Targets;
@@ -350,7 +350,11 @@ impl Story {
 /// Files are merged however few they are, all but the newest snapshots expire, and what is old enough is removed.
 pub fn eager(min_snapshots: usize) -> Settings {
     let retention = Retention { dense: Duration::ZERO, min_snapshots, hourly: Duration::ZERO, daily: Duration::ZERO };
-    Settings { targets: Targets { quiet: true, ..Targets::default() }, retention, ..Settings::default() }
+    Settings {
+        targets: Targets { quiet_after: Duration::ZERO, ..Targets::default() },
+        retention,
+        ..Settings::default()
+    }
 }
 
 /// One run: compaction, expiry, cleaning.
@@ -358,7 +362,7 @@ pub async fn maintain(lake: &Lake, settings: &Settings) -> Result<(TablePlan, Ou
     let maintainer = lake.maintainer();
     let (view, plan) = run::plan(&maintainer, &lake.name, &HashSet::new(), &[], settings).await?;
     let mut outcome = Outcome::default();
-    run::act(&maintainer, &view, &plan, settings, &mut Budget::per_hour(None), &mut outcome).await?;
+    run::act(&maintainer, &view, &plan, settings, &mut Budgets::unbounded(), &mut outcome).await?;
     Ok((plan, outcome))
 }
 
