@@ -56,6 +56,13 @@ fn a_scripted_table_measures_as_it_was_made() {
         let after = health(&story.lake).await;
         assert_eq!((after.data_files, after.small_files, after.delete_files), (1, 1, 0));
         assert_eq!((after.rows, after.deleted_rows, after.debt_bytes), (96, 0, 0));
+        // What has gone is told in the manifest of what has come, and of deletes in one: readers open each.
+        assert!(
+            found.manifests >= 3 && after.manifests == 2,
+            "{} manifests, then {}",
+            found.manifests,
+            after.manifests
+        );
         assert!(
             (after.score - 100.0).abs() < 1e-9 && after.compaction_age_seconds.is_some_and(|age| age < 120),
             "{after:?}"
