@@ -1,0 +1,60 @@
+//! What is rewritten for readers' sake alone: the dirtiest files where a partition has lost too many rows, and whatever loses
+//! no more of them.
+
+use std::time::Duration;
+
+use crate::support::{Lake, Story, block_on, maintain, temporary_folder};
+use fastrand::Rng;
+use maintenance::plan::{Reason, Targets};
+use maintenance::run::Settings;
+use maintenance::view::View;
+
+/// Of random keys, so that a file of them has more than a megabyte and is neither small nor next to nothing.
+const ROWS: usize = 80_000;
+
+fn settings(quiet_after: Duration) -> Settings {
+    let targets = Targets { file_bytes: 1 << 20, quiet_after, ..Targets::default() };
+    Settings { targets, expire: false, clean: false, ..Settings::default() }
+}
+
+/// The files of each rewrite for readers' sake; there are no others.
+async fn kept_up(story: &Story, quiet_after: Duration) -> Vec<Vec<String>> {
+    let (plan, outcome) = maintain(&story.lake, &settings(quiet_after)).await.expect("a run");
+    assert!(outcome.rewrites.iter().all(|done| done.reason == Reason::ReadCost && done.snapshot_id.is_some()));
+    assert_eq!(outcome.rewrites.len(), plan.rewrites.len());
+    plan.rewrites.into_iter().map(|rewrite| rewrite.files).collect()
+}
+
+#[test]
+fn readers_are_left_with_few_deleted_rows_and_with_none_in_a_file_that_is_left_alone() {
+    block_on(async {
+        let folder = temporary_folder();
+        let mut story = Story::on(Lake::local(folder.path()).await).await;
+        let mut rng = Rng::with_seed(7);
+        let [first, second] = [(); 2].map(|()| (0..ROWS).map(|_| rng.i64(..)).collect::<Vec<i64>>());
+        story.put(first.iter().copied()).await;
+        story.put(second.iter().copied()).await;
+        let (long, none) = (Duration::from_secs(3_600), Duration::ZERO);
+        let view = async |story: &Story| View::of(&story.lake.storage, story.lake.load().await).await.expect("sound");
+        let dirty = async |story: &Story| {
+            let files = view(story).await.partitions().into_values().flatten();
+            files.filter(|file| file.deleted > 0).map(|file| (file.path, file.deleted)).collect::<Vec<_>>()
+        };
+        assert!(kept_up(&story, none).await.is_empty(), "nothing is deleted");
+
+        // One row of 160,000 may stay where it is; then the other file loses a hundredth of its rows.
+        story.delete(first.iter().copied().take(1)).await;
+        assert!(kept_up(&story, long).await.is_empty(), "{:?}", dirty(&story).await);
+        story.reopen().await;
+        story.delete(second.iter().copied().take(ROWS / 100)).await;
+        let found = dirty(&story).await;
+        let most = found.iter().max_by_key(|(_, deleted)| *deleted).expect("two files are dirty").0.clone();
+        assert_eq!((found.len(), kept_up(&story, long).await), (2, vec![vec![most]]));
+        let left = dirty(&story).await;
+        assert!(left.len() == 1 && left[0].1 == 1, "{left:?}");
+
+        assert_eq!(kept_up(&story, none).await, [[left[0].0.clone()]]);
+        assert!(dirty(&story).await.is_empty() && kept_up(&story, none).await.is_empty());
+        story.oracle.check(&story.lake).await;
+    });
+}
