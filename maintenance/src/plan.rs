@@ -6,8 +6,8 @@
 //!
 //! One deleted row in a file makes engines read all of it in a slower way, and each further one costs them as much as 15 to
 //! 50 rows that are there (`deploy/bench churn`): far fewer than a rewrite is worth by itself slow a table down. So deleted
-//! rows are kept few for readers' sake, in the dirtiest files first and within a budget of its own; a file that loses no
-//! more rows is left clean; and a partition of next to nothing is one clean file after each run.
+//! rows are kept few for readers' sake, in the dirtiest files first and within a budget of its own; a table and a file
+//! that nobody changes any more are left clean; and a partition of next to nothing is one clean file after each run.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -37,9 +37,11 @@ pub struct Targets {
     pub deleted_share: f64,
     /// Share of deleted rows that readers of a partition are left with. From 1 on nothing is done for their sake alone.
     pub read_cost_share: f64,
-    /// Behind so much time without a commit a table is quiet: fragments are merged, however few there are. Behind so much
-    /// time without a new delete a file is: its deletes are applied, however few they are.
+    /// Behind so much time without a commit a table is quiet: fragments are merged and deletes are applied, however few.
     pub quiet_after: Duration,
+    /// Behind so much time without a new delete a file is cold: its deletes are applied, however few, beside a writer that
+    /// never pauses.
+    pub cold_after: Duration,
     pub order: Order,
 }
 
@@ -51,6 +53,7 @@ impl Default for Targets {
             deleted_share: 0.1,
             read_cost_share: 0.0025,
             quiet_after: Duration::from_secs(600),
+            cold_after: Duration::from_secs(24 * 3_600),
             order: Order::AsWritten,
         }
     }
@@ -104,9 +107,9 @@ pub struct Clock {
 }
 
 impl Clock {
-    fn is_quiet(self, since: i64, targets: &Targets) -> bool {
-        let still = u64::try_from(self.now.saturating_sub(since)).unwrap_or(0);
-        Duration::from_millis(still) >= targets.quiet_after
+    fn has_passed(self, wait: Duration, since: i64) -> bool {
+        let passed = u64::try_from(self.now.saturating_sub(since)).unwrap_or(0);
+        Duration::from_millis(passed) >= wait
     }
 }
 
@@ -161,7 +164,8 @@ fn mergeable<'a>(mut small: Vec<&'a FileView>, targets: &Targets, clock: Clock) 
     // The lowest classes join the highest one that is due: they would be rewritten into it soon anyway.
     let highest = classes.iter().rev().find(|(_, files)| **files >= targets.fan).map(|(class, _)| *class);
     let due = highest.map_or(0, |class| small.iter().take_while(|file| class_of(file, targets) <= class).count());
-    let worth = if clock.is_quiet(clock.last_commit, targets) { worth_merging(&small, targets) } else { 0 };
+    let is_quiet = clock.has_passed(targets.quiet_after, clock.last_commit);
+    let worth = if is_quiet { worth_merging(&small, targets) } else { 0 };
     small.truncate(due.max(worth));
     small
 }
@@ -195,7 +199,7 @@ fn tiny(files: &[FileView]) -> Vec<Group> {
 }
 
 /// Of the files that are in no group yet the dirtiest ones, until the partition's deleted rows are as few as readers may be
-/// left with; and those that are quiet.
+/// left with; those that are cold; and of a quiet table all.
 fn for_readers(files: &[FileView], groups: &[Group], targets: &Targets, clock: Clock) -> Vec<Group> {
     if targets.read_cost_share >= 1.0 {
         return Vec::new();
@@ -207,9 +211,10 @@ fn for_readers(files: &[FileView], groups: &[Group], targets: &Targets, clock: C
     dirtiest.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
     let mut left: u64 = dirtiest.iter().map(|file| file.deleted).sum();
     let tolerated = targets.read_cost_share * files.iter().map(|file| file.records).sum::<u64>() as f64;
+    let is_quiet = clock.has_passed(targets.quiet_after, clock.last_commit);
     let mut chosen = Vec::new();
     for file in dirtiest {
-        if left as f64 > tolerated || clock.is_quiet(file.last_deleted, targets) {
+        if left as f64 > tolerated || is_quiet || clock.has_passed(targets.cold_after, file.last_deleted) {
             left -= file.deleted;
             chosen.push(file);
         }
@@ -338,13 +343,14 @@ mod tests {
     #[test]
     fn a_file_that_loses_no_more_rows_is_left_clean() {
         let check = |script, share, expected| {
-            let quiet_after = Duration::from_secs(24 * 3_600);
-            let targets = Targets { fan: 4, read_cost_share: share, quiet_after, ..Targets::default() };
+            let targets = Targets { fan: 4, read_cost_share: share, ..Targets::default() };
             check_with(script, &targets, expected);
         };
         check("250-1-2 250-2 250", 0.05, &[&[0]]);
         check("250-1-1 20-1-9 20-1 20-2-2", 0.05, &[&[1, 3], &[0]]);
         check("250-1-2 250-2", 1.0, &[]);
+        let quiet = Targets { quiet_after: Duration::ZERO, ..Targets::default() };
+        check_with("250-2 250-1 250", &quiet, &[&[0], &[1]]);
     }
 
     #[test]

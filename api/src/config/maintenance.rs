@@ -44,6 +44,7 @@ pub(crate) struct TableMaintenance {
     deleted_share: f64,
     read_cost_share: f64,
     quiet_after: Span,
+    cold_after: Span,
     /// Columns by which rows are sorted, or along whose Z-curve; of a table's section only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sort_by: Vec<String>,
@@ -189,6 +190,7 @@ impl TableMaintenance {
                 // A job of another engine for so little would cost more than it saves.
                 read_cost_share: if owner == Owner::Ours { self.read_cost_share } else { 1.0 },
                 quiet_after: self.quiet_after.0,
+                cold_after: self.cold_after.0,
                 order: self.order(),
             },
             retention: Retention {
@@ -222,6 +224,7 @@ fn defaults() -> TableMaintenance {
         deleted_share: targets.deleted_share,
         read_cost_share: targets.read_cost_share,
         quiet_after: Span(targets.quiet_after),
+        cold_after: Span(targets.cold_after),
         sort_by: Vec::new(),
         zorder_by: Vec::new(),
         dense_window: Span(retention.dense),
@@ -270,6 +273,7 @@ fn table(section: &Section<'_>, over: &TableMaintenance) -> Result<TableMaintena
         deleted_share: section.share("deleted_share")?.unwrap_or(over.deleted_share),
         read_cost_share: section.share("read_cost_share")?.unwrap_or(over.read_cost_share),
         quiet_after: section.parsed("quiet_after")?.unwrap_or(over.quiet_after),
+        cold_after: section.parsed("cold_after")?.unwrap_or(over.cold_after),
         dense_window: section.parsed("dense_window")?.unwrap_or(over.dense_window),
         min_snapshots: section.number_within("min_snapshots", 1, 100_000)?.unwrap_or(over.min_snapshots),
         hourly_tags: section.parsed("hourly_tags")?.unwrap_or(over.hourly_tags),

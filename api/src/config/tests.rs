@@ -430,6 +430,7 @@ fn a_table_is_maintained_by_its_own_section_over_the_general_one() {
         owner = "self"
         read_cost_share = 0.01
         quiet_after = "1h"
+        cold_after = "7d"
         read_cost_bytes_per_hour = "2GiB"
     "#;
     let config = Case::new(text).load().unwrap().maintenance;
@@ -456,7 +457,8 @@ fn a_table_is_maintained_by_its_own_section_over_the_general_one() {
     let bounded = |name: &str, all: u64, read_cost: u64| (name.to_owned(), (Some(all << 30), Some(read_cost << 30)));
     assert_eq!(own, [bounded("app.hot", 10, 2), bounded("app.ledger", 1, 10)]);
     let hot = table("app.hot").settings(Owner::Ours).targets;
-    assert_eq!((hot.read_cost_share, hot.quiet_after), (0.01, Duration::from_secs(3_600)));
+    let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+    assert_eq!((hot.read_cost_share, hot.quiet_after, hot.cold_after), (0.01, hours(1), hours(7 * 24)));
     assert_eq!(spark.targets.read_cost_share, 1.0, "no job of Spark's for readers' sake alone");
     let jobs = config.managed();
     assert_eq!((jobs.jobs.compaction, jobs.jobs.snapshots), (false, false));
