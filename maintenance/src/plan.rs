@@ -64,6 +64,11 @@ impl Targets {
     pub fn fragment_bytes(&self) -> u64 {
         self.file_bytes / 8
     }
+
+    /// Files are rewritten for readers' sake alone, too.
+    fn spares_readers(&self) -> bool {
+        self.read_cost_share < 1.0
+    }
 }
 
 /// Files of the lowest class are smaller than this, and to rewrite so little costs next to nothing.
@@ -107,6 +112,14 @@ pub struct Clock {
 }
 
 impl Clock {
+    fn is_quiet(self, targets: &Targets) -> bool {
+        self.has_passed(targets.quiet_after, self.last_commit)
+    }
+
+    fn is_cold(self, file: &FileView, targets: &Targets) -> bool {
+        self.has_passed(targets.cold_after, file.last_deleted)
+    }
+
     fn has_passed(self, wait: Duration, since: i64) -> bool {
         let passed = u64::try_from(self.now.saturating_sub(since)).unwrap_or(0);
         Duration::from_millis(passed) >= wait
@@ -164,8 +177,7 @@ fn mergeable<'a>(mut small: Vec<&'a FileView>, targets: &Targets, clock: Clock) 
     // The lowest classes join the highest one that is due: they would be rewritten into it soon anyway.
     let highest = classes.iter().rev().find(|(_, files)| **files >= targets.fan).map(|(class, _)| *class);
     let due = highest.map_or(0, |class| small.iter().take_while(|file| class_of(file, targets) <= class).count());
-    let is_quiet = clock.has_passed(targets.quiet_after, clock.last_commit);
-    let worth = if is_quiet { worth_merging(&small, targets) } else { 0 };
+    let worth = if clock.is_quiet(targets) { worth_merging(&small, targets) } else { 0 };
     small.truncate(due.max(worth));
     small
 }
@@ -183,10 +195,10 @@ fn worth_merging(small: &[&FileView], targets: &Targets) -> usize {
     worth
 }
 
-/// Next to nothing, and yet more than one clean file.
+/// All of the partition is next to nothing.
 fn is_tiny(files: &[FileView], targets: &Targets) -> bool {
     let bytes: u64 = files.iter().map(|file| file.bytes).sum();
-    targets.read_cost_share < 1.0 && bytes <= SMALLEST
+    targets.spares_readers() && bytes <= SMALLEST
 }
 
 fn tiny(files: &[FileView]) -> Vec<Group> {
@@ -201,7 +213,7 @@ fn tiny(files: &[FileView]) -> Vec<Group> {
 /// Of the files that are in no group yet the dirtiest ones, until the partition's deleted rows are as few as readers may be
 /// left with; those that are cold; and of a quiet table all.
 fn for_readers(files: &[FileView], groups: &[Group], targets: &Targets, clock: Clock) -> Vec<Group> {
-    if targets.read_cost_share >= 1.0 {
+    if !targets.spares_readers() {
         return Vec::new();
     }
     let taken: HashSet<&str> = groups.iter().flat_map(|group| &group.files).map(|file| file.path.as_str()).collect();
@@ -211,10 +223,10 @@ fn for_readers(files: &[FileView], groups: &[Group], targets: &Targets, clock: C
     dirtiest.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
     let mut left: u64 = dirtiest.iter().map(|file| file.deleted).sum();
     let tolerated = targets.read_cost_share * files.iter().map(|file| file.records).sum::<u64>() as f64;
-    let is_quiet = clock.has_passed(targets.quiet_after, clock.last_commit);
+    let is_quiet = clock.is_quiet(targets);
     let mut chosen = Vec::new();
     for file in dirtiest {
-        if left as f64 > tolerated || is_quiet || clock.has_passed(targets.cold_after, file.last_deleted) {
+        if left as f64 > tolerated || is_quiet || clock.is_cold(file, targets) {
             left -= file.deleted;
             chosen.push(file);
         }

@@ -12,17 +12,25 @@ use maintenance::view::View;
 /// Of random keys, so that a file of them has more than a megabyte and is neither small nor next to nothing.
 const ROWS: usize = 80_000;
 
-fn settings(quiet_after: Duration) -> Settings {
-    let targets = Targets { file_bytes: 1 << 20, quiet_after, ..Targets::default() };
-    Settings { targets, expire: false, clean: false, ..Settings::default() }
+/// With a table that is quiet behind so much time.
+fn quiet(quiet_after: Duration) -> Targets {
+    Targets { file_bytes: 1 << 20, quiet_after, ..Targets::default() }
 }
 
 /// The files of each rewrite for readers' sake; there are no others.
-async fn kept_up(story: &Story, quiet_after: Duration) -> Vec<Vec<String>> {
-    let (plan, outcome) = maintain(&story.lake, &settings(quiet_after)).await.expect("a run");
+async fn kept_up(story: &Story, targets: Targets) -> Vec<Vec<String>> {
+    let settings = Settings { targets, expire: false, clean: false, ..Settings::default() };
+    let (plan, outcome) = maintain(&story.lake, &settings).await.expect("a run");
     assert!(outcome.rewrites.iter().all(|done| done.reason == Reason::ReadCost && done.snapshot_id.is_some()));
     assert_eq!(outcome.rewrites.len(), plan.rewrites.len());
     plan.rewrites.into_iter().map(|rewrite| rewrite.files).collect()
+}
+
+/// The files that have lost rows, and how many.
+async fn dirty(story: &Story) -> Vec<(String, u64)> {
+    let view = View::of(&story.lake.storage, story.lake.load().await).await.expect("sound");
+    let files = view.partitions().into_values().flatten().filter(|file| file.deleted > 0);
+    files.map(|file| (file.path, file.deleted)).collect()
 }
 
 #[test]
@@ -34,35 +42,26 @@ fn readers_are_left_with_few_deleted_rows_and_with_none_in_a_file_that_is_left_a
         let [first, second] = [(); 2].map(|()| (0..ROWS).map(|_| rng.i64(..)).collect::<Vec<i64>>());
         story.put(first.iter().copied()).await;
         story.put(second.iter().copied()).await;
-        let (long, none) = (Duration::from_secs(3_600), Duration::ZERO);
-        let view = async |story: &Story| View::of(&story.lake.storage, story.lake.load().await).await.expect("sound");
-        let dirty = async |story: &Story| {
-            let files = view(story).await.partitions().into_values().flatten();
-            files.filter(|file| file.deleted > 0).map(|file| (file.path, file.deleted)).collect::<Vec<_>>()
-        };
-        assert!(kept_up(&story, none).await.is_empty(), "nothing is deleted");
+        let (busy, idle) = (|| quiet(Duration::from_secs(3_600)), || quiet(Duration::ZERO));
+        assert!(kept_up(&story, idle()).await.is_empty(), "nothing is deleted");
 
         // One row of 160,000 may stay where it is; then the other file loses a hundredth of its rows.
         story.delete(first.iter().copied().take(1)).await;
-        assert!(kept_up(&story, long).await.is_empty(), "{:?}", dirty(&story).await);
+        assert!(kept_up(&story, busy()).await.is_empty(), "{:?}", dirty(&story).await);
         story.reopen().await;
         story.delete(second.iter().copied().take(ROWS / 100)).await;
         let found = dirty(&story).await;
         let most = found.iter().max_by_key(|(_, deleted)| *deleted).expect("two files are dirty").0.clone();
-        assert_eq!((found.len(), kept_up(&story, long).await), (2, vec![vec![most]]));
+        assert_eq!((found.len(), kept_up(&story, busy()).await), (2, vec![vec![most]]));
         let left = dirty(&story).await;
         assert!(left.len() == 1 && left[0].1 == 1, "{left:?}");
 
-        let cold = Targets { cold_after: none, ..settings(long).targets };
-        let (plan, _) = maintain(&story.lake, &Settings { targets: cold, ..settings(long) }).await.expect("a run");
-        assert_eq!(
-            plan.rewrites.iter().map(|rewrite| rewrite.files.clone()).collect::<Vec<_>>(),
-            [[left[0].0.clone()]]
-        );
+        let cold = Targets { cold_after: Duration::ZERO, ..busy() };
+        assert_eq!(kept_up(&story, cold).await, [[left[0].0.clone()]]);
         story.reopen().await;
         story.delete(first.iter().copied().skip(1).take(1)).await;
-        assert_eq!((kept_up(&story, long).await.len(), kept_up(&story, none).await.len()), (0, 1));
-        assert!(dirty(&story).await.is_empty() && kept_up(&story, none).await.is_empty());
+        assert_eq!((kept_up(&story, busy()).await.len(), kept_up(&story, idle()).await.len()), (0, 1));
+        assert!(dirty(&story).await.is_empty() && kept_up(&story, idle()).await.is_empty());
         story.oracle.check(&story.lake).await;
     });
 }

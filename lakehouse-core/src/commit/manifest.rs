@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{
-    DataFile, Manifest, ManifestContentType, ManifestEntry, ManifestFile, ManifestStatus, ManifestWriter,
-    ManifestWriterBuilder, SchemaRef,
+    DataFile, Manifest, ManifestContentType, ManifestEntry, ManifestFile, ManifestWriter, ManifestWriterBuilder,
+    SchemaRef,
 };
 use uuid::Uuid;
 
@@ -81,9 +81,7 @@ impl ManifestBuilder<'_> {
                 added.map_err(|error| self.problem(&error))?;
             }
             for (path, manifest) in gone.remove(&spec_id).unwrap_or_default() {
-                for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
-                    self.carry_entry(&mut writer, entry, true, &path)?;
-                }
+                self.carry(&mut writer, &manifest, &path, |_| true)?;
             }
             self.finish(writer, out).await?;
         }
@@ -94,13 +92,9 @@ impl ManifestBuilder<'_> {
     async fn remove_all(&self, out: &mut SnapshotManifests) -> Result<(), Problem> {
         for file in &self.live.manifests {
             let manifest = load_manifest(self.storage, file).await?;
-            let mut writer = self.writer(file.partition_spec_id, file.content)?;
-            let mut any = false;
-            for entry in manifest.entries().iter().filter(|entry| entry.is_alive()) {
-                self.carry_entry(&mut writer, entry, true, &file.manifest_path)?;
-                any = true;
-            }
-            if any {
+            if alive(&manifest).next().is_some() {
+                let mut writer = self.writer(file.partition_spec_id, file.content)?;
+                self.carry(&mut writer, &manifest, &file.manifest_path, |_| true)?;
                 self.finish(writer, out).await?;
             }
         }
@@ -127,22 +121,19 @@ impl ManifestBuilder<'_> {
         });
         let mut reads = stream::iter(reads).buffered(READS);
         while let Some((file, manifest)) = reads.try_next().await? {
-            let entries = || manifest.entries().iter().filter(|entry| entry.is_alive());
-            let found = entries().filter(|entry| removed.contains(entry.file_path())).count();
+            let goes = |entry: &ManifestEntry| removed.contains(entry.file_path());
+            let found = alive(&manifest).filter(|entry| goes(entry)).count();
             missing = missing.saturating_sub(found);
             if found == 0 {
                 untouched.push(file);
                 continue;
             }
-            if found == entries().count() {
+            if found == alive(&manifest).count() {
                 gone.entry(file.partition_spec_id).or_default().push((file.manifest_path, manifest));
                 continue;
             }
             let mut writer = self.writer(file.partition_spec_id, ManifestContentType::Data)?;
-            for entry in entries() {
-                let goes = removed.contains(entry.file_path());
-                self.carry_entry(&mut writer, entry, goes, &file.manifest_path)?;
-            }
+            self.carry(&mut writer, &manifest, &file.manifest_path, goes)?;
             self.finish(writer, out).await?;
         }
         if missing > 0 {
@@ -152,24 +143,29 @@ impl ManifestBuilder<'_> {
         Ok((untouched, gone))
     }
 
-    fn carry_entry(
+    /// The live entries of a manifest in another one, those that go marked as deleted. Entries that its own commit removed
+    /// have been told once.
+    fn carry(
         &self,
         writer: &mut ManifestWriter,
-        entry: &ManifestEntry,
-        goes: bool,
-        manifest: &str,
+        manifest: &Manifest,
+        path: &str,
+        goes: impl Fn(&ManifestEntry) -> bool,
     ) -> Result<(), Problem> {
-        let missing = || damaged(self.base, manifest);
-        let file = entry.data_file().clone();
-        let sequence_number = entry.sequence_number().ok_or_else(missing)?;
-        let carried = match goes {
-            true => writer.add_delete_file(file, sequence_number, entry.file_sequence_number),
-            false => {
-                let snapshot_id = entry.snapshot_id().ok_or_else(missing)?;
-                writer.add_existing_file(file, snapshot_id, sequence_number, entry.file_sequence_number)
-            }
-        };
-        carried.map_err(|error| self.problem(&error))
+        let missing = || damaged(self.base, path);
+        for entry in alive(manifest) {
+            let file = entry.data_file().clone();
+            let sequence_number = entry.sequence_number().ok_or_else(missing)?;
+            let carried = match goes(entry) {
+                true => writer.add_delete_file(file, sequence_number, entry.file_sequence_number),
+                false => {
+                    let snapshot_id = entry.snapshot_id().ok_or_else(missing)?;
+                    writer.add_existing_file(file, snapshot_id, sequence_number, entry.file_sequence_number)
+                }
+            };
+            carried.map_err(|error| self.problem(&error))?;
+        }
+        Ok(())
     }
 
     async fn merge_data(&self, carried: Vec<ManifestFile>, out: &mut SnapshotManifests) -> Result<(), Problem> {
@@ -181,13 +177,7 @@ impl ManifestBuilder<'_> {
             let mut writer = self.writer(spec_id, ManifestContentType::Data)?;
             for file in &manifests {
                 let manifest = load_manifest(self.storage, file).await?;
-                for entry in manifest.entries() {
-                    // Entries that this manifest's own commit removed have been told once and are dropped.
-                    if entry.status() == ManifestStatus::Deleted {
-                        continue;
-                    }
-                    self.carry_entry(&mut writer, entry, false, &file.manifest_path)?;
-                }
+                self.carry(&mut writer, &manifest, &file.manifest_path, |_| false)?;
             }
             self.finish(writer, out).await?;
         }
@@ -293,6 +283,10 @@ impl ManifestBuilder<'_> {
 
 /// A manifest of which no file stays, by its path.
 type Gone = (String, Manifest);
+
+fn alive(manifest: &Manifest) -> impl Iterator<Item = &ManifestEntry> {
+    manifest.entries().iter().map(AsRef::as_ref).filter(|entry| entry.is_alive())
+}
 
 enum Entry<'a> {
     Added(&'a NewFile),

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use iceberg::TableUpdate;
-use iceberg::spec::{MAIN_BRANCH, Operation, SnapshotReference, SnapshotRetention};
+use iceberg::spec::Operation;
 
 use super::journal::{Mark, OperationMark};
 use super::new_snapshot_id;
 use super::properties::{self, TableState};
 use super::replace::Maintainer;
-use super::snapshot::{SnapshotHeader, build_restored};
+use super::snapshot::{SnapshotHeader, build_restored, main_at};
 use super::traces::{without_rollback, without_tags};
 use crate::catalog::{LoadedTable, Swap};
 use crate::error::Problem;
@@ -63,7 +63,7 @@ impl Maintainer {
             ]),
         };
         let mut updates = match moves_ref {
-            true => vec![branch_to(target)],
+            true => vec![main_at(target)],
             false => build_restored(&self.storage, seen, &restored, header).await?,
         };
         let mut raised = properties::properties([(properties::EPOCH, epoch.to_string())]);
@@ -88,14 +88,5 @@ impl Maintainer {
                 }
             }
         }
-    }
-}
-
-/// What the planted bug does in the place of a commit.
-fn branch_to(target: i64) -> TableUpdate {
-    let retention = SnapshotRetention::branch(None, None, None);
-    TableUpdate::SetSnapshotRef {
-        ref_name: MAIN_BRANCH.to_owned(),
-        reference: SnapshotReference::new(target, retention),
     }
 }

@@ -90,12 +90,13 @@ async fn publish(
         .with_summary(summary)
         .with_schema_id(header.schema.schema_id())
         .build();
-    let retention = SnapshotRetention::branch(None, None, None);
-    let reference = SnapshotReference::new(header.id, retention);
-    Ok(vec![
-        TableUpdate::AddSnapshot { snapshot },
-        TableUpdate::SetSnapshotRef { ref_name: MAIN_BRANCH.to_owned(), reference },
-    ])
+    Ok(vec![TableUpdate::AddSnapshot { snapshot }, main_at(header.id)])
+}
+
+/// The main branch at this snapshot.
+pub(super) fn main_at(snapshot_id: i64) -> TableUpdate {
+    let reference = SnapshotReference::new(snapshot_id, SnapshotRetention::branch(None, None, None));
+    TableUpdate::SetSnapshotRef { ref_name: MAIN_BRANCH.to_owned(), reference }
 }
 
 async fn write_list(
